@@ -1,0 +1,1 @@
+"""An appliance for event-driven workflows on Redis Streams."""
