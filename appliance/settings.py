@@ -1,9 +1,9 @@
 """Every setting with its default, unit and bounds, declared once.
 
 Sources, strongest first: command line, environment, ``.env``, ``<config-dir>/appliance.yaml``, default. Environment
-Sources, strongest first: command line, environment, ``.env``, ``<config-dir>/appliance.yaml``, default. Environment
-names are ``APPLIANCE_`` + the path with ``__`` between its parts (``APPLIANCE_STREAM__LEASE=30s``); the plain names that
-name with ``_FILE`` appended. Unknown keys are refused.
+names are ``APPLIANCE_`` + the path with ``__`` between its parts (``APPLIANCE_STREAM__LEASE=30s``); the plain names
+that everybody uses (``REDIS_URL``, ``DATABASE_URL``, ``SMTP_HOST`` …) work as well. A secret may be read from a file:
+its name with ``_FILE`` appended. Unknown keys are refused.
 """
 
 from __future__ import annotations
