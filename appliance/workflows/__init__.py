@@ -1,0 +1,1 @@
+"""The workflow language: its models, the loader, dialects, static checks and the compiled form."""
