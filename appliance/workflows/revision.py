@@ -97,10 +97,7 @@ def due_at(delay: Any, now: datetime) -> datetime:
     Raises TemplateError for what is neither a duration nor a time with an offset, or lies further than ten years ahead.
     """
     try:
-        if "until" in delay:
-            due = _time(delay["until"])
-        else:
-            due = now.astimezone(UTC) + parse_duration(delay["for"])
+        due = _time(delay["until"]) if "until" in delay else now.astimezone(UTC) + parse_duration(delay["for"])
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise TemplateError("delay", str(error)) from None
     if due - now > _MAX_DELAY:
