@@ -10,8 +10,8 @@ third time it reaches ``before_commit`` (``#1`` may be left out). What can be do
 ``fail``  ConnectionError: what a server that goes away looks like from here
 =======  ====================================================================
 
-The caller writes ``if faultpoints.hit is not None: faultpoints.hit("before_commit")``: one attribute look-up and one
-comparison when no fault is switched on. Nothing but tests ever sets the variable; it is no setting.
+The caller writes ``faultpoints.hit("before_commit")``: an empty function's call (some 30 ns) when no fault is switched
+on. Nothing but tests ever sets the variable; it is no setting.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def parse(text: str) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
-def armed(faults: tuple[Fault, ...]) -> Callable[[Point], None] | None:
-    """The function that counts visits and strikes when one is due; None if there is nothing to do."""
+def armed(faults: tuple[Fault, ...]) -> Callable[[Point], None]:
+    """The function that counts visits and strikes when one is due; :func:`inert` if there is nothing to do."""
     if not faults:
-        return None
+        return inert
     visits: Counter[str] = Counter()
 
     def hit(point: Point) -> None:
@@ -87,6 +87,10 @@ def armed(faults: tuple[Fault, ...]) -> Callable[[Point], None] | None:
     return hit
 
 
+def inert(_: Point) -> None:
+    """What a fault point does unless it was asked to do something."""
+
+
 def _strike(fault: Fault) -> None:
     # Written past every buffer: after SIGKILL nothing would flush it, and the tests count faults by these lines.
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"fault point: {fault}\n".encode())
@@ -95,5 +99,5 @@ def _strike(fault: Fault) -> None:
     os.kill(os.getpid(), _SIGNALS[fault.effect])
 
 
-hit: Callable[[Point], None] | None = armed(parse(os.environ.get(VARIABLE, "")))
-"""Call it when it is not None; see the module's docstring."""
+hit: Callable[[Point], None] = armed(parse(os.environ.get(VARIABLE, "")))
+"""Call it through the module at the place that the point names."""
