@@ -1,0 +1,72 @@
+"""``appliance dlq``: what was set aside after its last attempt."""
+
+from __future__ import annotations
+
+import click
+
+from appliance.cli.client import API, Client, connected, json_option
+from appliance.cli.listing import emit_page, paged
+from appliance.cli.tables import emit, fields
+
+_PATH = f"{API}/dead-letters"
+
+
+@click.group()
+def dlq() -> None:
+    """The dead letters: events and steps set aside after their last attempt."""
+
+
+@dlq.command("list")
+@click.option(
+    "--status",
+    type=click.Choice(["open", "redriven", "discarded"]),
+    default="open",
+    show_default=True,
+    help="Only dead letters in this state.",
+)
+@paged
+@json_option
+@connected
+def list_(client: Client, status: str, limit: int, cursor: str | None, as_json: bool) -> None:
+    """List dead letters, newest first."""
+    page = client.page(_PATH, limit, cursor, status=status)
+    columns = ["id", "kind", "status", "created_at", "attempts", "step", "error"]
+    emit_page(page, columns, empty=f"no {status} dead letters", as_json=as_json)
+
+
+@dlq.command("show")
+@click.argument("letter_id")
+@json_option
+@connected
+def show(client: Client, letter_id: str, as_json: bool) -> None:
+    """Show one dead letter with its error and what it carried."""
+    letter = client.get(f"{_PATH}/{letter_id}")
+    emit(letter, fields(letter.items()), as_json=as_json)
+
+
+@dlq.command("redrive")
+@click.argument("letter_ids", nargs=-1, required=True)
+@json_option
+@connected
+def redrive(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
+    """Put dead letters back: the event is handled again, the step tried again."""
+    _act(client, letter_ids, "redrive", "redriven", as_json)
+
+
+@dlq.command("discard")
+@click.argument("letter_ids", nargs=-1, required=True)
+@json_option
+@connected
+def discard(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
+    """Drop dead letters for good; they stay in the history as discarded."""
+    _act(client, letter_ids, "discard", "discarded", as_json)
+
+
+def _act(client: Client, letter_ids: tuple[str, ...], verb: str, done: str, as_json: bool) -> None:
+    answers = []
+    for letter_id in letter_ids:
+        answers.append(client.post(f"{_PATH}/{letter_id}/{verb}"))
+        if not as_json:
+            click.echo(f"{letter_id}  {done}")
+    if as_json:
+        emit({"items": answers}, "", as_json=True)

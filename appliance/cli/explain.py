@@ -1,0 +1,45 @@
+"""``appliance explain``: why each workflow did or did not take an event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from appliance.cli.client import API, Client, connected, json_option
+from appliance.cli.ingest import read_json
+from appliance.cli.tables import emit, table
+
+
+@click.command()
+@click.argument("event_id", required=False)
+@click.option("--file", metavar="FILE", help="Explain this event (JSON) instead of a stored one; - is standard input.")
+@click.option("--workflow", metavar="NAME", help="Only this workflow.")
+@json_option
+@connected
+def explain(client: Client, event_id: str | None, file: str | None, workflow: str | None, as_json: bool) -> None:
+    """Show each workflow's verdict on an event, by the matcher that decides about real ones.
+
+    EVENT_ID is a stored event; - reads one from standard input, --file from a file. Nothing is started.
+    """
+    pasted = "-" if event_id == "-" and file is None else file
+    if (event_id is None or event_id == "-") == (pasted is None):
+        raise click.UsageError("give either an EVENT_ID or --file FILE (or - for standard input)")
+    if pasted is None:
+        answer = client.get(f"{API}/events/{event_id}/explain", workflow=workflow)
+    else:
+        query = f"?workflow={_quoted(workflow)}" if workflow else ""
+        answer = client.post(f"{API}/explain{query}", read_json(pasted, "--file"))
+    emit(answer, _describe(answer), as_json=as_json)
+
+
+def _describe(answer: dict[str, Any]) -> str:
+    verdicts = answer.get("verdicts") or []
+    rows = [{**v, "verdict": "matched" if v.get("matched") else "not matched"} for v in verdicts]
+    return table(rows, ["workflow", "verdict", "reason"], empty="no workflow is loaded")
+
+
+def _quoted(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")

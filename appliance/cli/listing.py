@@ -1,0 +1,28 @@
+"""What the commands that list things share: the paging options and the way a page is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from appliance.cli.tables import emit, table
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def paged(command: F) -> F:
+    """Add ``--limit`` and ``--cursor``."""
+    cursor = click.option("--cursor", metavar="TEXT", help="Go on where an earlier list ended.")
+    limit = click.option(
+        "--limit", type=click.IntRange(1), default=20, show_default=True, help="Most items to list, newest first."
+    )
+    return limit(cursor(command))
+
+
+def emit_page(page: dict[str, Any], columns: Sequence[str], *, empty: str, as_json: bool) -> None:
+    """Print one page; the way to the next one goes to standard error, so that a table stays a table."""
+    emit(page, table(page["items"], columns, empty=empty), as_json=as_json)
+    if page.get("next_cursor") and not as_json:
+        click.echo(f"more with --cursor {page['next_cursor']}", err=True)
