@@ -1,0 +1,1 @@
+"""Running workflows: the pure core, the executor, timers, and the isolation of actions."""
