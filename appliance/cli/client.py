@@ -150,11 +150,10 @@ def _reason(answer: Answer) -> str:
     body = answer.body
     if not isinstance(body, dict):
         return f"HTTP {answer.status}" + (f": {body:.200}" if isinstance(body, str) else "")
-    text = str(body.get("detail") or body.get("title") or f"HTTP {answer.status}")
-    problems = body.get("problems") or body.get("errors")
+    problems = body.get("problems")
     if isinstance(problems, list) and problems:
-        text += ": " + "; ".join(_problem(problem) for problem in problems)
-    return text
+        return f"{body.get('title')}: " + "; ".join(_problem(problem) for problem in problems)
+    return str(body.get("detail") or body.get("title") or f"HTTP {answer.status}")
 
 
 def _problem(problem: Any) -> str:
