@@ -3,7 +3,7 @@
 The short form is ``{path, op, value}``, ``{all: […]}``, ``{any: […]}``, ``{not: …}``; a list means all of it. Any other
 object with one key is JSON Logic and taken as it is, except that ``and``, ``or`` and ``!`` become the tree's own nodes,
 so that an explanation can look inside. ``all`` exists in both languages: it is JSON Logic's when it has two arguments
-of which the first is a list or reads a variable.
+of which the first reads or makes a list (``var``, ``filter`` …).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ OPERATORS = ("==", "!=", "in", ">", ">=", "<", "<=", "contains", "exists", "matc
 MAX_DEPTH = 32
 """Deepest nesting of groups."""
 _GROUPS = {"all": "all", "any": "any", "not": "not", "and": "all", "or": "any", "!": "not"}
+_LIST_READERS = frozenset(
+    ["var", "val", "filter", "map", "merge", "sort", "slice", "split", "keys", "values", "distinct"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +135,9 @@ def _operand(name: str, spec: Any, key: str, problems: list[Problem], depth: int
 
 
 def _is_json_logic_all(body: Any) -> bool:
-    if not isinstance(body, list) or len(body) != 2:
+    if not isinstance(body, list) or len(body) != 2 or not isinstance(body[0], dict) or len(body[0]) != 1:
         return False
-    first = body[0]
-    if isinstance(first, dict):
-        return len(first) == 1 and not {*first} & {*_GROUPS, "path"}
-    return isinstance(first, list)
+    return next(iter(body[0])) in _LIST_READERS
 
 
 def _parse_logic(spec: dict[str, Any], key: str, problems: list[Problem]) -> Node:
