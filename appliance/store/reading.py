@@ -1,0 +1,73 @@
+"""Reading for people: named SQL files, read-only snapshots, and rows as JSON data."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection, IsolationLevel
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from appliance.errors import StoreUnavailable
+from appliance.events import format_time
+
+Item = dict[str, Any]
+Connection = AsyncConnection[Any]
+
+_CONNECTION_TIMEOUT_S = 5.0
+"""How long a request waits for a connection before it is answered 503."""
+
+
+@asynccontextmanager
+async def snapshot(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Connection]:
+    """A connection in a read-only transaction that sees one moment; raises StoreUnavailable."""
+    try:
+        async with pool.connection(timeout=_CONNECTION_TIMEOUT_S) as conn:
+            before = conn.isolation_level, conn.read_only
+            await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+            await conn.set_read_only(True)
+            try:
+                async with conn.transaction():
+                    yield conn
+            finally:
+                if not conn.closed:
+                    await conn.set_isolation_level(before[0])
+                    await conn.set_read_only(before[1])
+    except PoolTimeout:
+        raise StoreUnavailable("no connection to PostgreSQL is free") from None
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise StoreUnavailable(f"PostgreSQL: {error}") from error
+
+
+def query(name: str, **clauses: LiteralString) -> LiteralString:
+    """The text of ``sql/history/<name>.sql`` with its ``{places}`` filled in by clauses of this program's own."""
+    text = _file(name)
+    for place, clause in clauses.items():
+        text = text.replace("{" + place + "}", clause)
+    return text
+
+
+async def rows(conn: Connection, statement: LiteralString, values: Mapping[str, Any]) -> list[Item]:
+    """The rows of a query as JSON data: times and UUIDs are texts."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        # Not prepared: a generic plan could not use the partial indexes.
+        await cursor.execute(statement, values, prepare=False)
+        return [{name: _plain(value) for name, value in row.items()} for row in await cursor.fetchall()]
+
+
+@cache
+def _file(name: str) -> LiteralString:
+    return files("appliance.store").joinpath("sql", "history", f"{name}.sql").read_text("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return format_time(value)
+    return str(value) if isinstance(value, UUID) else value
