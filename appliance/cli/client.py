@@ -39,8 +39,10 @@ class Answer:
 class Client:
     """One process, one request at a time. Errors leave as :class:`Failure` with the exit code that they mean."""
 
-    def __init__(self, target: Target, timeout_s: float) -> None:
+    def __init__(self, target: Target, timeout_s: float, data_dir: Path | None = None) -> None:
         self.target = target
+        self.data_dir = data_dir
+        """The data folder that was named on the command line."""
         self._timeout_s = timeout_s
 
     def get(self, path: str, **query: Any) -> Any:
@@ -114,7 +116,7 @@ def connected(
     def invoke(
         url: str | None, api_key: str | None, data_dir: Path | None, timeout: float, *args: P.args, **kwargs: P.kwargs
     ) -> R:
-        client = Client(find_target(url=url, api_key=api_key, data_dir=data_dir), timeout)
+        client = Client(find_target(url=url, api_key=api_key, data_dir=data_dir), timeout, data_dir)
         return command(client, *args, **kwargs)
 
     decorated: Any = update_wrapper(invoke, command)
