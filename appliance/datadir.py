@@ -33,6 +33,7 @@ class DataDir:
         self.path = path
         self.ephemeral = ephemeral
         self._lock_fd = lock_fd
+        self._outside: set[Path] = set()
 
     @classmethod
     def open(cls, path: Path, *, ephemeral: bool = False) -> Self:
@@ -65,6 +66,8 @@ class DataDir:
         (self.path / _ENDPOINT).unlink(missing_ok=True)
         if self.ephemeral:
             shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._outside:
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(self._lock_fd)
 
     def __enter__(self) -> Self:
@@ -101,11 +104,14 @@ class DataDir:
         if len(os.fsencode(inside)) <= _MAX_SOCKET_DIR_BYTES:
             return inside
         digest = hashlib.blake2b(os.fsencode(self.path), digest_size=8).hexdigest()
-        outside = Path("/tmp") / f"appliance-{os.getuid()}-{digest}-{name}"  # noqa: S108 - checked below
-        outside.mkdir(mode=0o700, exist_ok=True)
-        status = outside.lstat()
-        if outside.is_symlink() or (os.getuid() != 0 and status.st_uid != os.getuid()) or status.st_mode & 0o022:
-            raise ConfigurationError(f"{outside} belongs to somebody else; remove it, or use a shorter --data-dir")
+        outside = Path("/tmp") / f"appliance-{os.getuid()}-{digest}-{name}"  # noqa: S108 - never one we didn't make
+        if outside not in self._outside:
+            shutil.rmtree(outside, ignore_errors=True)
+            try:
+                outside.mkdir(mode=0o700)
+            except FileExistsError:
+                raise ConfigurationError(f"{outside} belongs to somebody else; use a shorter --data-dir") from None
+        self._outside.add(outside)
         return outside
 
 

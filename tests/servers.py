@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from appliance.datadir import DataDir
 from appliance.embedded.postgres import EmbeddedPostgres
 from appliance.embedded.valkey import EmbeddedValkey
 from appliance.store.migrate import migrate
+from appliance.store.partitions import ensure
 
 _TEMPLATE = "template_migrated"
 _POLL_S = 0.005
@@ -34,6 +36,8 @@ class PostgresServer:
         """Make the migrated database that :meth:`fresh_database` clones."""
         await self._execute(f"CREATE DATABASE {_TEMPLATE}")
         await migrate(self.embedded.url_of(_TEMPLATE))
+        async with await psycopg.AsyncConnection.connect(self.embedded.url_of(_TEMPLATE)) as connection:
+            await ensure(connection, timedelta(days=7), datetime.now(UTC), ahead=0)
 
     @asynccontextmanager
     async def fresh_database(self, *, migrated: bool = True) -> AsyncIterator[str]:

@@ -53,7 +53,7 @@ def version_of(program: Path) -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     # "postgres (PostgreSQL) 18.6", "Valkey server v=9.1.2 sha=…", "Redis server v=7.0.15 sha=…"
-    found = re.search(r"(?:v=|\)\s)(\d+)", done.stdout)
+    found = re.search(r"(?:server v=|\(PostgreSQL\) )(\d+)", done.stdout)
     return int(found[1]) if found else None
 
 
