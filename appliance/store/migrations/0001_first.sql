@@ -112,6 +112,12 @@ CREATE TABLE attempts (
 ) PARTITION BY RANGE (run_id);
 CREATE INDEX attempts_run ON attempts (run_id, key);
 
+-- For rows outside every range; the ranges themselves are made by store/partitions.py.
+CREATE TABLE events_default PARTITION OF events DEFAULT;
+CREATE TABLE runs_default PARTITION OF runs DEFAULT;
+CREATE TABLE steps_default PARTITION OF steps DEFAULT;
+CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
+
 -- The time at which a parked run is to be woken; deleted in the transaction in which it was put into a stream.
 CREATE TABLE timers (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -176,3 +182,12 @@ CREATE TABLE audit_log (
     subject text NOT NULL,
     detail json
 );
+
+-- Ends the transaction when a guarded write met fewer rows than it must: somebody else was faster.
+CREATE FUNCTION appliance_expect(actual bigint, expected bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF actual <> expected THEN
+        RAISE EXCEPTION 'expected % rows, met %', expected, actual USING ERRCODE = 'AP001';
+    END IF;
+END
+$$;
