@@ -1,4 +1,4 @@
-"""Reading for people: named SQL files, read-only snapshots, and rows as JSON data."""
+"""Reading for people: named statements, read-only snapshots, and rows as JSON data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import cache
-from importlib.resources import files
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from appliance.errors import StoreUnavailable
 from appliance.events import format_time
+from appliance.store.queries import named
 
 Item = dict[str, Any]
 Connection = AsyncConnection[Any]
@@ -47,8 +47,8 @@ async def snapshot(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Connection]:
 
 
 def query(name: str, **clauses: LiteralString) -> LiteralString:
-    """The text of ``sql/history/<name>.sql`` with its ``{places}`` filled in by clauses of this program's own."""
-    text = _file(name)
+    """A statement of ``sql/history.sql`` with its ``{places}`` filled in by clauses of this program's own."""
+    text: LiteralString = _statements()[name].decode()
     for place, clause in clauses.items():
         text = text.replace("{" + place + "}", clause)
     return text
@@ -63,8 +63,8 @@ async def rows(conn: Connection, statement: LiteralString, values: Mapping[str, 
 
 
 @cache
-def _file(name: str) -> LiteralString:
-    return files("appliance.store").joinpath("sql", "history", f"{name}.sql").read_text("utf-8")
+def _statements() -> Mapping[str, bytes]:
+    return named("history")
 
 
 def _plain(value: Any) -> Any:
