@@ -17,6 +17,7 @@ from typing import Self
 
 from appliance.embedded.process import Command, ServerProcess, spawn, take_lock
 from appliance.errors import ConfigurationError, Unavailable
+from appliance.observe.metrics import METRICS
 
 _log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class EmbeddedServer(abc.ABC):
             except (ConfigurationError, Unavailable, OSError) as error:
                 _log.error("the embedded %s did not start again: %s", self.name, error)
             else:
+                METRICS.server_restarts.labels(self.name).inc()
                 return None
 
 

@@ -1,0 +1,1 @@
+"""Logs, metrics, the stall watchdog and the service manager's notifications: every name in one place."""
