@@ -17,13 +17,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from appliance.events import Event
+from appliance.settings import Duration
 
 if TYPE_CHECKING:
     import logging
 
     import httpx
 
-__all__ = ["Action", "Context", "Delivered", "Environment", "Event", "Params", "Reject", "Retry", "RunInfo"]
+__all__ = [
+    "Action",
+    "Context",
+    "Delivered",
+    "Duration",
+    "Environment",
+    "Event",
+    "Params",
+    "Reject",
+    "Retry",
+    "RunInfo",
+]
 
 
 class Params(BaseModel):
@@ -99,7 +111,7 @@ class Publish(Protocol):
         subject: str | None = None,
         source: str | None = None,
         priority: str = "normal",
-        attributes: Mapping[str, str] | None = None,
+        attributes: Mapping[str, str | int | float | bool] | None = None,
     ) -> Awaitable[str]: ...
 
 

@@ -91,7 +91,7 @@ class Effects:
         subject: str | None = None,
         source: str | None = None,
         priority: str = "normal",
-        attributes: Mapping[str, str] | None = None,
+        attributes: Mapping[str, str | int | float | bool] | None = None,
     ) -> str:
         """See :class:`appliance.plugin.Publish`. The chain is followed by the attributes hops and correlationid."""
         self._still_open()
