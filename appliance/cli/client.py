@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
@@ -23,6 +23,8 @@ from appliance.cli.target import Target, find_target
 API = "/api/v1"
 _PAGE = 100
 """Items asked for at once; more would only make the first line appear later."""
+_PAGES = 50
+"""Pages asked for in one list: with a filter that is about a million events looked at."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,14 +57,19 @@ class Client:
         return self._checked("POST", path, body, headers)
 
     def page(self, path: str, limit: int, cursor: str | None = None, **query: Any) -> dict[str, Any]:
-        """Up to ``limit`` items of a list, newest first, over as many pages as it takes."""
+        """Up to ``limit`` items of a list, newest first, over as many pages as it takes.
+
+        A filtered page may hold few items, or none, and yet not be the last; after ``_PAGES`` of them the caller gets
+        what was found, and the cursor to go on with.
+        """
         items: list[Any] = []
-        while True:
+        for _ in range(_PAGES):
             part = self.get(path, limit=min(_PAGE, limit - len(items)), cursor=cursor, **query)
             items += part["items"]
             cursor = part.get("next_cursor")
-            if cursor is None or len(items) >= limit or not part["items"]:
-                return {"items": items, "next_cursor": cursor}
+            if cursor is None or len(items) >= limit:
+                break
+        return {"items": items, "next_cursor": cursor}
 
     def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
         """One request, whatever the status of its answer. Failure only when there is no answer."""
@@ -136,6 +143,11 @@ CONNECTION = (
 """Options of every command that talks to the running process."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def quoted(segment: str) -> str:
+    """An id or name as one segment of a path, or as a value in a query."""
+    return quote(segment, safe="")
 
 
 def _decode(raw: bytes) -> Any:

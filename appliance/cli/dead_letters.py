@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from appliance.cli.client import API, Client, connected, json_option
+from appliance.cli.client import API, Client, connected, json_option, quoted
 from appliance.cli.listing import emit_page, paged
 from appliance.cli.tables import emit, fields
 
@@ -24,12 +24,14 @@ def dlq() -> None:
     show_default=True,
     help="Only dead letters in this state.",
 )
+@click.option("--event-id", metavar="ID", help="Only those of this event.")
+@click.option("--run-id", metavar="ID", help="Only those of this run.")
 @paged
 @json_option
 @connected
-def list_(client: Client, status: str, limit: int, cursor: str | None, as_json: bool) -> None:
+def list_(client: Client, /, status: str, limit: int, cursor: str | None, as_json: bool, **filters: str | None) -> None:
     """List dead letters, newest first."""
-    page = client.page(_PATH, limit, cursor, status=status)
+    page = client.page(_PATH, limit, cursor, status=status, **filters)
     columns = ["id", "kind", "status", "created_at", "attempts", "step", "error"]
     emit_page(page, columns, empty=f"no {status} dead letters", as_json=as_json)
 
@@ -40,7 +42,7 @@ def list_(client: Client, status: str, limit: int, cursor: str | None, as_json: 
 @connected
 def show(client: Client, letter_id: str, as_json: bool) -> None:
     """Show one dead letter with its error and what it carried."""
-    letter = client.get(f"{_PATH}/{letter_id}")
+    letter = client.get(f"{_PATH}/{quoted(letter_id)}")
     emit(letter, fields(letter.items()), as_json=as_json)
 
 
@@ -65,7 +67,7 @@ def discard(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
 def _act(client: Client, letter_ids: tuple[str, ...], verb: str, done: str, as_json: bool) -> None:
     answers = []
     for letter_id in letter_ids:
-        answers.append(client.post(f"{_PATH}/{letter_id}/{verb}"))
+        answers.append(client.post(f"{_PATH}/{quoted(letter_id)}/{verb}"))
         if not as_json:
             click.echo(f"{letter_id}  {done}")
     if as_json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +48,8 @@ def _ask_process(client: Client) -> Finding:
         answer = client.ask("GET", "/readyz")
     except Failure:
         return check_process(client.target.url, None, "")
-    reasons = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
-    return check_process(client.target.url, answer.status, reasons)
+    reasons = answer.body.get("reasons", ()) if isinstance(answer.body, dict) else ()
+    return check_process(client.target.url, answer.status, ", ".join(map(str, reasons)) or f"HTTP {answer.status}")
 
 
 def _examine(client: Client, config_dir: Path | None) -> list[Finding]:

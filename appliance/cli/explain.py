@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from appliance.cli.client import API, Client, connected, json_option
+from appliance.cli.client import API, Client, connected, json_option, quoted
 from appliance.cli.ingest import read_json
 from appliance.cli.tables import emit, table
 
@@ -26,9 +26,9 @@ def explain(client: Client, event_id: str | None, file: str | None, workflow: st
     if (event_id is None or event_id == "-") == (pasted is None):
         raise click.UsageError("give either an EVENT_ID or --file FILE (or - for standard input)")
     if pasted is None:
-        answer = client.get(f"{API}/events/{event_id}/explain", workflow=workflow)
+        answer = client.get(f"{API}/events/{quoted(event_id or '')}/explain", workflow=workflow)
     else:
-        query = f"?workflow={_quoted(workflow)}" if workflow else ""
+        query = f"?workflow={quoted(workflow)}" if workflow else ""
         answer = client.post(f"{API}/explain{query}", read_json(pasted, "--file"))
     emit(answer, _describe(answer), as_json=as_json)
 
@@ -37,9 +37,3 @@ def _describe(answer: dict[str, Any]) -> str:
     verdicts = answer.get("verdicts") or []
     rows = [{**v, "verdict": "matched" if v.get("matched") else "not matched"} for v in verdicts]
     return table(rows, ["workflow", "verdict", "reason"], empty="no workflow is loaded")
-
-
-def _quoted(text: str) -> str:
-    from urllib.parse import quote
-
-    return quote(text, safe="")

@@ -1,4 +1,4 @@
-"""What the commands that list things share: the paging options and the way a page is printed."""
+"""What the commands that list things share: the paging and time options, and the way a page is printed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def paged(command: F) -> F:
         "--limit", type=click.IntRange(1), default=20, show_default=True, help="Most items to list, newest first."
     )
     return limit(cursor(command))
+
+
+def spanned(command: F) -> F:
+    """Add ``--since`` and ``--until``."""
+    until = click.option("--until", metavar="TIME", help="Only before this time.")
+    since = click.option("--since", metavar="TIME", help="Only from this time on (RFC 3339: 2026-01-31T12:00:00Z).")
+    return since(until(command))
 
 
 def emit_page(page: dict[str, Any], columns: Sequence[str], *, empty: str, as_json: bool) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from appliance.cli.client import API, Client, connected, json_option
-from appliance.cli.listing import emit_page, paged
+from appliance.cli.client import API, Client, connected, json_option, quoted
+from appliance.cli.listing import emit_page, paged, spanned
 from appliance.cli.tables import emit, fields, table
 
 STATUSES = ("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled")
@@ -22,20 +22,13 @@ def runs() -> None:
 @click.option("--event-id", metavar="ID", help="Only runs for this event.")
 @click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs in this state.")
+@spanned
 @paged
 @json_option
 @connected
-def list_(
-    client: Client,
-    event_id: str | None,
-    workflow: str | None,
-    status: str | None,
-    limit: int,
-    cursor: str | None,
-    as_json: bool,
-) -> None:
+def list_(client: Client, /, limit: int, cursor: str | None, as_json: bool, **filters: str | None) -> None:
     """List runs, newest first."""
-    page = client.page(f"{API}/runs", limit, cursor, event_id=event_id, workflow=workflow, status=status)
+    page = client.page(f"{API}/runs", limit, cursor, **filters)
     columns = ["id", "workflow", "revision", "event_id", "status", "started_at", "finished_at"]
     emit_page(page, columns, empty="no runs", as_json=as_json)
 
@@ -46,7 +39,7 @@ def list_(
 @connected
 def show(client: Client, run_id: str, as_json: bool) -> None:
     """Show one run with its steps, attempts and deliveries."""
-    run = client.get(f"{API}/runs/{run_id}")
+    run = client.get(f"{API}/runs/{quoted(run_id)}")
     emit(run, _describe(run), as_json=as_json)
 
 
@@ -69,7 +62,7 @@ def cancel(client: Client, run_id: str, as_json: bool) -> None:
 
 
 def _act(client: Client, run_id: str, verb: str, as_json: bool) -> None:
-    answer = client.post(f"{API}/runs/{run_id}/{verb}")
+    answer = client.post(f"{API}/runs/{quoted(run_id)}/{verb}")
     status = answer.get("status") if isinstance(answer, dict) else None
     emit(answer, fields((("id", run_id), ("status", status or "accepted"))), as_json=as_json)
 
@@ -80,7 +73,6 @@ def _describe(run: dict[str, Any]) -> str:
     steps = run.get("steps") or []
     parts.append(table(steps, ["id", "status", "attempt", "finished_at", "output", "error"], empty="no steps yet"))
     attempts = [{"step": s.get("id"), **a} for s in steps for a in s.get("attempts") or ()]
-    attempts += [{"step": a.get("id") or a.get("key"), **a} for a in run.get("attempts") or ()]
     if attempts:
         parts.append(table(attempts, ["step", "attempt", "finished_at", "error"]))
     if run.get("deliveries"):

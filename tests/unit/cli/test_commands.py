@@ -86,6 +86,14 @@ def test_a_list_goes_over_as_many_pages_as_it_takes(server: Server, invoke: Invo
     assert json.loads(out)["next_cursor"] == "c2"
 
 
+def test_an_empty_page_is_not_the_end(server: Server, invoke: Invoke) -> None:
+    server.answers = [
+        Answer(200, {"items": [], "next_cursor": "c1"}),
+        Answer(200, {"items": [RUN], "next_cursor": None}),
+    ]
+    assert "contact" in invoke("runs", "list", "--workflow", "contact")[1]
+
+
 def test_the_way_to_the_next_page_is_not_in_the_table(server: Server, invoke: Invoke) -> None:
     server.answers = [Answer(200, {"items": [RUN], "next_cursor": "c1"})]
     _, out, err = invoke("runs", "list", "--limit", "1")
@@ -232,7 +240,7 @@ def test_a_refused_definition_lists_its_problems(server: Server, invoke: Invoke)
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
 def test_a_quick_doctor_only_asks_for_readiness(server: Server, invoke: Invoke, status: int, code: int) -> None:
-    server.answers = [Answer(status, {"unready": ["PostgreSQL is away"]})]
+    server.answers = [Answer(status, {"reasons": ["PostgreSQL is away"]})]
     assert invoke("doctor", "--quick")[0] == code
     assert server.asked == [("GET", "/readyz", None)]
 
