@@ -118,11 +118,15 @@ CREATE TABLE runs_default PARTITION OF runs DEFAULT;
 CREATE TABLE steps_default PARTITION OF steps DEFAULT;
 CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
 
--- The time at which a parked run is to be woken; deleted in the transaction in which it was put into a stream.
+-- What is to be put into a stream when its time has come: a parked run to be woken (run_id, key), or at once: a run that
+-- a person put back to work, the entry of a dead letter that is redriven (letter). Deleted in the transaction in which
+-- it was put into a stream.
 CREATE TABLE timers (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    run_id uuid NOT NULL,
-    key text NOT NULL,
+    run_id uuid,
+    key text,
+    letter uuid,
+    reopens boolean NOT NULL DEFAULT false,     -- takes the event out of the ledger's 'dead'
     due_at timestamptz NOT NULL,
     priority text NOT NULL,
     UNIQUE (run_id, key)

@@ -1,0 +1,98 @@
+"""Timers: when their time has come, their work is put into a stream.
+
+Every replica may do it: rows are taken with SKIP LOCKED and deleted in the transaction whose commit follows the XADD. A
+crash between the two fires a timer twice, and the second firing finds that the run has moved on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from appliance.errors import StoreUnavailable, StreamUnavailable
+from appliance.observe.metrics import METRICS
+from appliance.store.pool import Pool, checked_out
+from appliance.store.queries import named
+from appliance.stream.producer import Producer
+from appliance.stream.work import REDO, WAKE, Work
+
+_BATCH = 500
+SQL = named("control")
+
+log = logging.getLogger("appliance.engine.timers")
+
+
+class Timers:
+    """One loop."""
+
+    def __init__(self, pool: Pool, producer: Producer, poll_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._pool = pool
+        self._producer = producer
+        self._poll_s = poll_s
+        self._clock = clock
+        self._soonest = 0.0
+        self._kick = asyncio.Event()
+        self._stopping = False
+
+    def expect(self, due_at: float) -> None:
+        """A timer was stored that is due at ``due_at`` (Unix seconds): look then, if not sooner."""
+        if due_at < self._soonest:
+            self._soonest = due_at
+            self._kick.set()
+
+    def stop(self) -> None:
+        """End :meth:`run_forever` after the batch in hand."""
+        self._stopping = True
+        self._kick.set()
+
+    async def run_forever(self) -> None:
+        """Fire what is due until :meth:`stop`; other replicas' timers are found within ``engine.timer_poll``."""
+        while not self._stopping:
+            try:
+                while not self._stopping and await self.fire() == _BATCH:
+                    pass
+                due_at = await self._next()
+            except (StoreUnavailable, StreamUnavailable) as error:
+                log.warning("timers wait: %s", error)
+                due_at = None
+            now = self._clock()
+            self._soonest = min(due_at if due_at is not None else now + self._poll_s, now + self._poll_s)
+            await self._sleep()
+
+    async def fire(self) -> int:
+        """Put what is due into the streams; returns how many."""
+        async with checked_out(self._pool) as connection:
+            cursor = await connection.execute(SQL["take_due_timers"], [self._clock(), _BATCH])
+            rows: list[tuple[Any, ...]] = await cursor.fetchall()
+            for priority in {row[0] for row in rows}:
+                mine = [row for row in rows if row[0] == priority]
+                works = [_work(*row[1:]) for row in mine]
+                await self._producer.enqueue(priority, works, reopened=sum(work.reopens for work in works))
+        METRICS.timers_fired.inc(len(rows))
+        return len(rows)
+
+    async def _next(self) -> float | None:
+        async with checked_out(self._pool) as connection:
+            cursor = await connection.execute(SQL["next_timer"])
+            row = await cursor.fetchone()
+        return row[0] if row and isinstance(row[0], float) else None
+
+    async def _sleep(self) -> None:
+        while not self._stopping:
+            left = self._soonest - self._clock()
+            if left <= 0:
+                return
+            self._kick.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._kick.wait()
+
+
+def _work(run_id: str | None, key: str | None, letter: str | None, reopens: bool) -> Work:
+    if letter is not None:
+        return Work(REDO, letter=letter, reopens=reopens)
+    return Work(WAKE, run=run_id or "", key=key or "", reopens=reopens)

@@ -1,0 +1,178 @@
+"""The recorder: the changes of many entries in one transaction.
+
+Each caller gets its answer once its own change is durable. A flush is one pipeline, which PostgreSQL treats as one
+transaction (autocommit mode, one Sync at the end). When a batch is refused it is halved until the change at fault
+stands alone; the others are committed. When PostgreSQL is away the flush waits and tries again: nothing is acknowledged
+meanwhile, and :attr:`Recorder.healthy` tells the consumer to stop reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import chain
+from typing import Any
+
+import psycopg
+from psycopg import errors as pe
+
+from appliance import faultpoints
+from appliance.batching import Batcher
+from appliance.errors import Fenced, StoreUnavailable
+from appliance.observe.metrics import METRICS
+from appliance.store.pool import Connection, unavailable
+from appliance.store.queries import named
+from appliance.store.rows import Change
+
+FENCED_SQLSTATE = "AP001"
+"""Raised by ``appliance_expect`` (migration 0001): a guarded write met fewer rows than it must."""
+_MAX_WAIT_S = 5.0
+
+log = logging.getLogger("appliance.store.recorder")
+
+
+class Refused(Exception):
+    """PostgreSQL refuses this change for good: what it holds can't be stored."""
+
+
+class Recorder:
+    """Group commit. ``connect`` opens a connection in autocommit mode."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, batch: int) -> None:
+        self.healthy = True
+        self._connect = connect
+        self._connection: Connection | None = None
+        self._sql = named("record")
+        self._batcher: Batcher[Change, None] = Batcher(self._flush, limit=batch, name="recorder")
+        self._closing = False
+
+    async def record(self, change: Change) -> None:
+        """Return once ``change`` is durable.
+
+        Raises Fenced when somebody else's write came first or the lease was lost, Refused when PostgreSQL can't store
+        it, StoreUnavailable only while stopping.
+        """
+        await self._batcher.submit(change)
+
+    async def close(self) -> None:
+        """Commit what was handed in, then close. Does not wait for a PostgreSQL that is away."""
+        self._closing = True
+        await self._batcher.drain()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _flush(self, batch: list[Change]) -> list[BaseException | None]:
+        METRICS.commit_batch.observe(len(batch))
+        faultpoints.hit("before_commit")
+        answers = await self._commit(batch)
+        faultpoints.hit("after_commit")
+        return answers
+
+    async def _commit(self, batch: list[Change]) -> list[BaseException | None]:
+        """Commit ``batch``; an answer for each change: None, Fenced, Refused or StoreUnavailable."""
+        unsure = False
+        failures = 0
+        while True:
+            invalid = [not change.valid() for change in batch]
+            if any(invalid):
+                return await self._without(batch, invalid)
+            try:
+                if unsure and any(change.runs or change.run_updates for change in batch):
+                    written = await self._written(batch)
+                    if any(written):
+                        return await self._without_written(batch, written)
+                await self._transact(batch)
+            except Exception as error:
+                away = unavailable(error)
+                if away is None:
+                    return await self._refused(batch, error)
+                unsure = unsure or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+                failures += 1
+                if self._closing:
+                    return [away] * len(batch)
+                await self._wait(away, failures)
+                continue
+            self._recovered()
+            return [None] * len(batch)
+
+    async def _transact(self, batch: list[Change]) -> None:
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = await self._connect()
+        async with connection.pipeline():
+            cursor = connection.cursor()
+            for name in _ORDER:
+                rows = list(chain.from_iterable(getattr(change, name) for change in batch))
+                if not rows:
+                    continue
+                columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
+                if name == "run_updates":
+                    columns.append(len(rows))
+                await cursor.execute(self._sql[name], columns)
+
+    async def _refused(self, batch: list[Change], error: Exception) -> list[BaseException | None]:
+        """The transaction failed for good: find the changes at fault by halving."""
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return [*await self._commit(batch[:middle]), *await self._commit(batch[middle:])]
+        if isinstance(error, pe.UniqueViolation) or getattr(error, "sqlstate", None) == FENCED_SQLSTATE:
+            METRICS.commits_fenced.inc()
+            return [Fenced(f"somebody else has recorded this: {error}")]
+        if isinstance(error, psycopg.Error):
+            log.error("PostgreSQL refuses a change: %s", error)
+            return [Refused(f"PostgreSQL: {error}")]
+        return [error]
+
+    async def _without(self, batch: list[Change], invalid: list[bool]) -> list[BaseException | None]:
+        METRICS.commits_fenced.inc(sum(invalid))
+        rest = [change for change, bad in zip(batch, invalid, strict=True) if not bad]
+        answers = iter(await self._commit(rest) if rest else [])
+        return [Fenced("the lease was lost") if bad else next(answers) for bad in invalid]
+
+    async def _without_written(self, batch: list[Change], written: list[bool]) -> list[BaseException | None]:
+        """The lost reply belonged to a commit that succeeded (wholly: a batch is one transaction)."""
+        rest = [change for change, done in zip(batch, written, strict=True) if not done]
+        answers = iter(await self._commit(rest) if rest else [])
+        return [None if done else next(answers) for done in written]
+
+    async def _written(self, batch: list[Change]) -> list[bool]:
+        """Which changes of runs stand in the database exactly as we wrote them: the outcome is re-read, not guessed."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = await self._connect()
+        ids = [row.id for change in batch for row in _run_rows(change)]
+        cursor = await connection.execute(self._sql["written"], [ids])
+        stands = {(row[0], row[1], _micro(row[2])) for row in await cursor.fetchall()}
+        return [
+            bool(change.runs or change.run_updates)
+            and all((row.id, row.version, _micro(row.updated_at)) in stands for row in _run_rows(change))
+            for change in batch
+        ]
+
+    async def _wait(self, away: StoreUnavailable, failures: int) -> None:
+        if self.healthy:
+            log.error("commits are not possible, reading pauses: %s", away)
+        self.healthy = False
+        METRICS.store_errors.inc()
+        await asyncio.sleep(min(_MAX_WAIT_S, 0.05 * 2 ** min(failures, 8)) * random.uniform(0.5, 1.0))
+
+    def _recovered(self) -> None:
+        if not self.healthy:
+            log.info("commits are possible again")
+        self.healthy = True
+
+
+_ORDER = (
+    "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "outcomes",
+)  # fmt: skip
+
+
+def _run_rows(change: Change) -> Iterable[Any]:
+    return chain(change.runs, change.run_updates)
+
+
+def _micro(seconds: Any) -> int:
+    """PostgreSQL keeps microseconds."""
+    return round(float(seconds) * 1_000_000)

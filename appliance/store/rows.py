@@ -1,0 +1,163 @@
+"""The rows that the recorder writes: one NamedTuple a table, its fields in the order of the table's columns.
+
+Times are Unix seconds (float), ids are UUID texts, JSON is text: what turns into PostgreSQL's binary arrays fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class EventRow(NamedTuple):
+    """A new row of ``events``."""
+
+    uid: str
+    id: str | None
+    source: str
+    type: str
+    subject: str | None
+    time: str
+    received_at: float
+    attributes: str | None
+    data: str | None
+    key: str | None
+    stream: str
+    entry_id: str
+    outcome: str | None
+
+
+class RunRow(NamedTuple):
+    """A new row of ``runs``; its id is unique per (event, workflow)."""
+
+    id: str
+    event_uid: str | None
+    workflow_id: int
+    revision_id: int
+    status: str
+    version: int
+    started_at: float
+    finished_at: float | None
+    updated_at: float
+    priority: str
+    state: str | None
+    error: str | None
+    origin: str | None
+
+
+class RunUpdate(NamedTuple):
+    """A change of a row of ``runs`` that must still have version ``version - 1``."""
+
+    id: str
+    status: str
+    version: int
+    finished_at: float | None
+    updated_at: float
+    state: str | None
+    error: str | None
+
+
+class StepRow(NamedTuple):
+    """A row of ``steps``, new or changed."""
+
+    run_id: str
+    key: str
+    seq: int
+    status: str
+    attempt: int
+    started_at: float | None
+    finished_at: float | None
+    due_at: float | None
+    output: str | None
+    error: str | None
+
+
+class AttemptRow(NamedTuple):
+    """A failed attempt."""
+
+    run_id: str
+    key: str
+    attempt: int
+    started_at: float
+    finished_at: float
+    error: str
+
+
+class TimerRow(NamedTuple):
+    """A run to be woken."""
+
+    run_id: str
+    key: str
+    due_at: float
+    priority: str
+
+
+class DeliveryRow(NamedTuple):
+    """One message to one recipient, new or changed; ``attempts`` are added to what is there."""
+
+    run_id: str
+    key: str
+    channel: str
+    recipient: str
+    status: str
+    attempts: int
+    message_id: str | None
+    error: str | None
+    updated_at: float
+
+
+class LetterRow(NamedTuple):
+    """A dead letter; one that is there already is opened again."""
+
+    id: str
+    kind: str
+    event_uid: str | None
+    run_id: str | None
+    step: str | None
+    stream: str | None
+    entry_id: str | None
+    fields: str | None
+    error: str
+    attempts: int
+    created_at: float
+
+
+class DuplicateRow(NamedTuple):
+    """An entry that repeated an event."""
+
+    uid: str
+    first_uid: str
+    stream: str
+    entry_id: str
+
+
+class OutcomeRow(NamedTuple):
+    """The outcome of an event that is in ``events`` already."""
+
+    uid: str
+    outcome: str | None
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(slots=True)
+class Change:
+    """What is committed together for one entry, or not at all.
+
+    ``valid`` is asked again right before each try: a change whose lease was lost is dropped (Fenced).
+    """
+
+    events: list[EventRow] = field(default_factory=list)
+    runs: list[RunRow] = field(default_factory=list)
+    run_updates: list[RunUpdate] = field(default_factory=list)
+    steps: list[StepRow] = field(default_factory=list)
+    attempts: list[AttemptRow] = field(default_factory=list)
+    timers: list[TimerRow] = field(default_factory=list)
+    deliveries: list[DeliveryRow] = field(default_factory=list)
+    letters: list[LetterRow] = field(default_factory=list)
+    duplicates: list[DuplicateRow] = field(default_factory=list)
+    outcomes: list[OutcomeRow] = field(default_factory=list)
+    valid: Callable[[], bool] = _always

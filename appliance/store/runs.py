@@ -1,0 +1,181 @@
+"""Reading what stands recorded: of entries that were delivered before, of runs to be woken, of senders' keys."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from appliance.engine.state import RunState, StepState
+from appliance.events import Event, format_time
+from appliance.identifiers import milliseconds_of, range_start
+from appliance.store.pool import Connection, Pool, checked_out
+from appliance.store.queries import named
+
+Delivered = Mapping[tuple[str, str], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as it stands in the database, its steps in ``state``. ``delivered`` is by step key."""
+
+    id: str
+    event_uid: str | None
+    workflow_id: int
+    revision_id: int
+    version: int
+    started_at: float
+    priority: str
+    state: RunState
+    delivered: Mapping[str, Delivered] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What was recorded for an event before: its outcome (None while work is under way) and its runs."""
+
+    outcome: str | None
+    runs: tuple[StoredRun, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter. ``fields`` are an entry's fields, byte for byte, as base64 in JSON."""
+
+    id: str
+    kind: str
+    status: str
+    event_uid: str | None
+    run_id: str | None
+    step: str | None
+    stream: str | None
+    entry_id: str | None
+    fields: str | None
+
+
+SQL = named("runs")
+
+
+class Runs:
+    """Queries over a pool. Everything raises StoreUnavailable when PostgreSQL is away."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def prior(self, uids: list[str]) -> list[Prior | None]:
+        """What stands recorded of each event; None for those that were never recorded."""
+        lows = [range_start(milliseconds_of(uid)) for uid in uids]
+        highs = [range_start(milliseconds_of(uid) + 1) for uid in uids]
+        async with checked_out(self._pool) as connection:
+            outcomes = dict(await _rows(connection, "prior_events", uids))
+            runs = await _stored(connection, await _rows(connection, "prior_runs", uids, lows, highs))
+        by_event: dict[str | None, list[StoredRun]] = {}
+        for run in runs:
+            by_event.setdefault(run.event_uid, []).append(run)
+        return [Prior(outcomes[uid], tuple(by_event.get(uid, ()))) if uid in outcomes else None for uid in uids]
+
+    async def load(self, run_id: str) -> StoredRun | None:
+        """A run with its steps."""
+        async with checked_out(self._pool) as connection:
+            runs = await _stored(connection, await _rows(connection, "run", run_id))
+        return runs[0] if runs else None
+
+    async def event(self, uid: str) -> tuple[Event, str | None] | None:
+        """An event and its outcome."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "event", uid)
+        return _event(rows[0]) if rows else None
+
+    async def counted_letter(self, run_id: str, stream: str, entry_id: str) -> bool:
+        """Whether a dead letter of the run is to be counted when this entry is acknowledged."""
+        async with checked_out(self._pool) as connection:
+            return bool((await _rows(connection, "counted_letter", run_id, stream, entry_id))[0][0])
+
+    async def letter(self, letter_id: str) -> Letter | None:
+        """A dead letter."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "letter", letter_id)
+        return Letter(*rows[0]) if rows else None
+
+    async def claim_keys(self, claims: list[tuple[str, str]]) -> list[str]:
+        """For each (key, uid) the uid that the key stands for: this one, or the one that came first. Durable."""
+        keys = [key for key, _ in claims]
+        async with checked_out(self._pool) as connection:
+            # Ordered by key inside the statement: two replicas that claim the same keys can't deadlock.
+            await connection.execute(SQL["claim_keys"], [keys, [uid for _, uid in claims]])
+        async with checked_out(self._pool) as connection:
+            first = dict(await _rows(connection, "keys", keys))
+        return [first[key] for key in keys]
+
+
+async def _rows(connection: Connection, name: str, *values: Any) -> list[tuple[Any, ...]]:
+    cursor = await connection.execute(SQL[name], values)
+    return await cursor.fetchall()
+
+
+async def _stored(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[StoredRun]:
+    ids = [row[0] for row in rows]
+    if not ids:
+        return []
+    steps: dict[str, list[StepState]] = {}
+    for run_id, *values in await _rows(connection, "steps", ids):
+        steps.setdefault(run_id, []).append(_step(values))
+    delivered: dict[str, dict[str, dict[tuple[str, str], str | None]]] = {}
+    for run_id, key, channel, recipient, message_id in await _rows(connection, "delivered", ids):
+        delivered.setdefault(run_id, {}).setdefault(key, {})[channel, recipient] = message_id
+    return [_run(row, steps.get(row[0], ()), delivered.get(row[0], {})) for row in rows]
+
+
+def _run(row: Sequence[Any], steps: Iterable[StepState], delivered: Mapping[str, Delivered]) -> StoredRun:
+    run_id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, priority, state, error = row
+    kept = orjson.loads(state) if state else {}
+    first = kept.get("first_at", {})
+    visits = {s.key: dataclasses.replace(s, first_at=first.get(s.key, s.started_at)) for s in steps}
+    return StoredRun(
+        id=run_id,
+        event_uid=event_uid,
+        workflow_id=workflow_id,
+        revision_id=revision_id,
+        version=version,
+        started_at=started_at,
+        priority=priority,
+        state=RunState(status, kept.get("at"), visits, error, finished_at),
+        delivered=delivered,
+    )
+
+
+def _step(values: Sequence[Any]) -> StepState:
+    key, seq, status, attempt, started_at, finished_at, due_at, output, error = values
+    return StepState(
+        key=key,
+        step=key.partition("#")[0],
+        seq=seq,
+        status=status,
+        attempt=attempt,
+        started_at=started_at,
+        finished_at=finished_at,
+        due_at=due_at,
+        output=orjson.loads(output) if output is not None else None,
+        error=error,
+    )
+
+
+def _event(row: Sequence[Any]) -> tuple[Event, str | None]:
+    uid, event_id, source, kind, subject, time, attributes, data, key, outcome = row
+    assert isinstance(time, datetime)  # noqa: S101 - the column is timestamptz
+    event = Event(
+        uid=uid,
+        id=event_id or uid,
+        source=source,
+        type=kind,
+        time=format_time(time),
+        subject=subject,
+        data=orjson.loads(data) if data is not None else None,
+        attributes=orjson.loads(attributes) if attributes is not None else {},
+        key=key,
+    )
+    return event, outcome

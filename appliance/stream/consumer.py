@@ -1,0 +1,338 @@
+"""Reading, handing to the handler, acknowledging: the core loop of one replica.
+
+Reads no more than there are free slots, the high stream first but never only it; each entry runs as a task of its own:
+handler, then acknowledge. A read is never cancelled: entries of a cut-off reply would be stranded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import redis.exceptions as rx
+from redis.asyncio import Redis
+
+from appliance import faultpoints
+from appliance.batching import Batcher
+from appliance.errors import Fenced, StoreUnavailable
+from appliance.events import PRIORITIES
+from appliance.observe.metrics import METRICS
+from appliance.settings import EngineSettings, StreamSettings
+from appliance.stream.client import is_no_group, unavailable
+from appliance.stream.entry import Entry, Later, Settled, Verdict
+from appliance.stream.group import Foundation, Group
+from appliance.stream.leases import Leases
+
+WEIGHTS: Mapping[str, int] = {"high": 16, "normal": 4, "low": 1}
+"""Shares of the free slots when several streams have a backlog: the low one gets at least a 21st of every read."""
+_SETTLE_LIMIT = 500
+_LOG_EVERY_S = 1.0
+
+log = logging.getLogger("appliance.stream.consumer")
+
+
+class Handler(Protocol):
+    """What the consumer calls for each entry."""
+
+    async def handle(self, entry: Entry) -> Verdict:
+        """Work on an entry. Fenced: drop it. StoreUnavailable: try again soon. Any other error is a bug of ours."""
+        ...
+
+    async def set_aside(self, entry: Entry, reason: str) -> Verdict:
+        """Make a dead letter of an entry that can't be handled."""
+        ...
+
+
+def shares(free: int, hot: frozenset[str]) -> dict[str, int]:
+    """How many entries to ask of each stream when ``free`` slots are free and the ``hot`` ones had more last time.
+
+    A stream that is not hot is asked for one entry, so that it turns hot when something arrives. Never more than
+    ``free`` in all, except that each stream is asked for at least one.
+    """
+    spare = max(0, free - (len(PRIORITIES) - len(hot)))
+    total = sum(WEIGHTS[p] for p in hot) or 1
+    return {p: max(1, spare * WEIGHTS[p] // total) if p in hot else 1 for p in PRIORITIES}
+
+
+class Consumer:
+    """Reads, hands to the handler, acknowledges."""
+
+    def __init__(
+        self,
+        client: Redis,
+        group: Group,
+        leases: Leases,
+        handler: Handler,
+        settings: tuple[StreamSettings, EngineSettings],
+        *,
+        on_founded: Callable[[Foundation], Awaitable[None]],
+    ) -> None:
+        self._client = client
+        self._group = group
+        self._leases = leases
+        self._handler = handler
+        self._settings, self._engine = settings
+        self._on_founded = on_founded
+        self._active: dict[asyncio.Task[None], Entry] = {}
+        self._ready: deque[Entry] = deque()
+        self._held = 0
+        self._kick = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._hot: frozenset[str] = frozenset()
+        self._last_log = 0.0
+        self.paused: Callable[[], bool] = lambda: False
+        """Whether reading has to wait (PostgreSQL can't take commits)."""
+        self._settlers: dict[str, Batcher[tuple[bytes, str], bool]] = {
+            p: Batcher(self._settler(p), limit=_SETTLE_LIMIT, name=f"settle {p}") for p in PRIORITIES
+        }
+
+    @property
+    def active(self) -> int:
+        """Entries being worked on now."""
+        return len(self._active)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped.is_set()
+
+    def free_slots(self) -> int:
+        """How many more entries may be taken on."""
+        return self._engine.concurrency - len(self._active) - len(self._ready)
+
+    def may_hold(self) -> bool:
+        """Whether one more entry may be held for a retry; otherwise the retry is to be parked as a timer."""
+        return self._held < self._engine.max_held and not self.stopping
+
+    async def found(self) -> None:
+        """Make streams and groups that are missing."""
+        foundation = await self._group.found()
+        if foundation.made or foundation.lost:
+            await self._on_founded(foundation)
+
+    async def read_forever(self) -> None:
+        """Read until :meth:`stop`; errors of Redis are waited out."""
+        self._leases.start(self._lose)
+        failures = 0
+        while not self.stopping:
+            try:
+                await self._read_once()
+                if failures:
+                    failures = 0
+                    await self._group.suspect()
+            except (rx.RedisError, OSError) as error:
+                failures += 1
+                await self._recover(error, failures)
+
+    async def stop(self, grace_s: float) -> None:
+        """Stop reading, give what is under way ``grace_s`` seconds, release the rest, leave the group."""
+        self._stopped.set()
+        self._kick.set()
+        try:
+            await self._group.interrupt()
+        except (rx.RedisError, OSError) as error:
+            self.complain("interrupting the read", error)
+        if self._active:
+            await asyncio.wait(self._active, timeout=grace_s)
+        abandoned = list(self._active)
+        for task in abandoned:
+            task.cancel()
+        if abandoned:
+            await asyncio.wait(abandoned, timeout=1.0)
+        for settler in self._settlers.values():
+            await settler.drain()
+        await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            held = self._leases.entries()
+            await self._leases.stop()
+            await self._leases.release(self._client, held)
+            await self._group.leave()
+        except (rx.RedisError, OSError) as error:
+            self.complain("releasing", error)
+
+    async def _read_once(self) -> None:
+        free = await self._room()
+        if self.stopping:
+            return
+        errors: list[rx.ResponseError] = []
+        if self._hot:
+            counts = shares(free, self._hot)
+            entries, errors = await self._group.read(counts)
+            got = dict.fromkeys(PRIORITIES, 0)
+            for entry in entries:
+                got[entry.priority] += 1
+            self._hot = frozenset(p for p in PRIORITIES if got[p] >= counts[p])
+        else:
+            block_ms = int(self._settings.block.total_seconds() * 1000)
+            entries = await self._group.wait(block_ms, max(1, free // len(PRIORITIES)))
+            self._hot = frozenset(entry.priority for entry in entries)
+        if entries:
+            faultpoints.hit("after_read")
+        for entry in entries:
+            self.accept(entry)
+        if errors:
+            raise errors[0]
+
+    async def _room(self) -> int:
+        """Wait until enough slots are free and commits are possible; starts what is ready meanwhile."""
+        enough = max(1, self._engine.concurrency // 4)
+        while not self.stopping:
+            self._start_ready()
+            free = self.free_slots()
+            if not self.paused() and (free >= enough or (free > 0 and not self._hot)):
+                return free
+            self._kick.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.25 if self.paused() else 5.0):
+                    await self._kick.wait()
+        return 0
+
+    def accept(self, entry: Entry) -> asyncio.Task[None] | None:
+        """Start work on an entry that was read or claimed; None if we are at it already."""
+        if (entry.priority, entry.id) in self._leases:
+            return None  # a group that was made anew delivers again what we are working on
+        self._leases.add(entry)
+        return self._start(entry)
+
+    async def set_aside(self, entry: Entry, reason: str) -> None:
+        """Make a dead letter of an entry and acknowledge it. Raises Fenced, StoreUnavailable."""
+        verdict = await self._handler.set_aside(entry, reason)
+        if isinstance(verdict, Settled):
+            await self._settle(entry, verdict)
+
+    def _start(self, entry: Entry) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._work(entry), name=entry.name)
+        self._active[task] = entry
+        task.add_done_callback(self._finished)
+        return task
+
+    def _start_ready(self) -> None:
+        while self._ready and len(self._active) < self._engine.concurrency:
+            entry = self._ready.popleft()
+            if self._leases.holds(entry):
+                self._start(entry)
+            else:
+                self._leases.remove(entry)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        del self._active[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an entry's task ended with an error", exc_info=error)
+        self._kick.set()
+
+    async def _work(self, entry: Entry) -> None:
+        try:
+            verdict = await self._handler.handle(entry)
+        except Fenced as error:
+            if not self._leases.holds(entry):
+                METRICS.leases_lost.inc()
+                log.info("%s: dropped: %s", entry.name, error)
+                self._leases.remove(entry)
+                return
+            entry.redelivered = True  # ours still, but the run was changed by somebody: look again
+            verdict = Later(0.05)
+        except StoreUnavailable as error:
+            verdict = Later(error.retry_after_s)
+        except asyncio.CancelledError:
+            if entry.lost:
+                self._leases.remove(entry)
+            raise
+        except Exception:
+            verdict = await self._stumbled(entry)
+        if isinstance(verdict, Later):
+            self._hold(entry, verdict.delay_s)
+        else:
+            await self._settle(entry, verdict)
+
+    async def _stumbled(self, entry: Entry) -> Verdict:
+        """An error of our own: keep trying a while, then set the entry aside."""
+        entry.failures += 1
+        log.exception("%s: handling failed (%d)", entry.name, entry.failures)
+        METRICS.handler_errors.inc()
+        if entry.failures < self._settings.max_deliveries:
+            return Later(min(30.0, 2.0**entry.failures))
+        try:
+            return await self._handler.set_aside(entry, "the appliance failed to handle it; see the log")
+        except StoreUnavailable as error:
+            return Later(error.retry_after_s)
+
+    async def _settle(self, entry: Entry, verdict: Settled) -> None:
+        """Acknowledge; whatever happens, the entry leaves our hands: redelivered, it finds its outcome."""
+        try:
+            if not self._leases.holds(entry):
+                METRICS.leases_lost.inc()
+                return
+            if await self._settlers[entry.priority].submit((entry.id, verdict.outcome)):
+                METRICS.entries_settled.labels(verdict.outcome.partition(">")[2] or verdict.outcome).inc()
+        except (rx.RedisError, OSError) as error:
+            self.complain("acknowledging", error)
+        finally:
+            self._leases.remove(entry)
+
+    def _settler(self, priority: str) -> Callable[[list[tuple[bytes, str]]], Awaitable[list[bool | BaseException]]]:
+        async def flush(batch: list[tuple[bytes, str]]) -> list[bool | BaseException]:
+            faultpoints.hit("before_ack")
+            lost = await self._group.settle(priority, batch)
+            faultpoints.hit("after_ack")
+            return [entry_id not in lost for entry_id, _ in batch]
+
+        return flush
+
+    def _hold(self, entry: Entry, delay_s: float) -> None:
+        self._held += 1
+
+        def due() -> None:
+            self._held -= 1
+            self._ready.append(entry)
+            self._kick.set()
+            if self.stopping:
+                return
+            self._start_ready()
+
+        if not self.stopping:
+            asyncio.get_running_loop().call_later(delay_s, due)
+
+    def _lose(self, entry: Entry) -> None:
+        METRICS.leases_lost.inc()
+        for task, active in self._active.items():
+            if active is entry:
+                task.cancel()
+                return
+        self._leases.remove(entry)
+
+    async def _recover(self, error: Exception, failures: int) -> None:
+        """After an error of Redis: make missing groups, or wait a little (longer each time, with jitter)."""
+        self._hot = frozenset()
+        self.complain("reading", error)
+        METRICS.stream_errors.inc()
+        if is_no_group(error):
+            try:
+                await self.found()
+            except (rx.RedisError, OSError) as again:
+                self.complain("making the groups", again)
+            await self.pause(min(1.0, 0.05 * failures))
+            return
+        if unavailable(error) is None:
+            log.error("Redis refused a read", exc_info=error)
+        await self.pause(min(5.0, 0.1 * 2 ** min(failures, 6)) * random.uniform(0.5, 1.0))
+
+    def complain(self, what: str, error: BaseException) -> None:
+        """At most one line a second, however fast things fail."""
+        now = time.monotonic()
+        if now - self._last_log >= _LOG_EVERY_S:
+            self._last_log = now
+            log.warning("%s: %s", what, error)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, or until the stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()

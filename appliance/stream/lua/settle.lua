@@ -1,0 +1,35 @@
+-- Acknowledge entries that this consumer still owns, and count their outcomes in the same breath.
+-- An XACK by somebody who is not the owner would succeed: ownership is checked entry by entry first.
+-- KEYS: stream, ledger. ARGV: group, consumer, '1' to delete what was acknowledged, then id, outcome, id, outcome …
+-- An outcome is handled, unmatched, duplicate, dead, internal, or 'a>b' (internal work that moved an event from a to b).
+-- Answers the ids that are not ours any more; for those nothing was done.
+local lost, mine, counts = {}, {}, {}
+local function count(name, n)
+  counts[name] = (counts[name] or 0) + n
+end
+for i = 4, #ARGV, 2 do
+  local id, outcome = ARGV[i], ARGV[i + 1]
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 1 then
+    mine[#mine + 1] = id
+    local from, to = string.match(outcome, '^(%a+)>(%a+)$')
+    if from then
+      count(from, -1)
+      count(to, 1)
+      count('internal', 1)
+    else
+      count(outcome, 1)
+    end
+  else
+    lost[#lost + 1] = id
+  end
+end
+if #mine > 0 then
+  redis.call('XACK', KEYS[1], ARGV[1], unpack(mine))
+  if ARGV[3] == '1' then
+    redis.call('XDEL', KEYS[1], unpack(mine))
+  end
+  for name, n in pairs(counts) do
+    redis.call('HINCRBY', KEYS[2], name, n)
+  end
+end
+return lost

@@ -1,0 +1,34 @@
+-- One moment of all streams: what was added, what waits, what the ledger counted.
+-- KEYS: stream, ledger, stream, ledger … ARGV: group.
+-- Answers for each stream {length, added, groups, pending, lag or -1, {ledger fields and values}}.
+local function field(reply, name)
+  for i = 1, #reply, 2 do
+    if reply[i] == name then
+      return reply[i + 1]
+    end
+  end
+end
+local answer = {}
+for i = 1, #KEYS, 2 do
+  local length, added, groups, pending, lag = 0, 0, 0, 0, -1
+  local info = redis.pcall('XINFO', 'STREAM', KEYS[i])
+  if not info.err then
+    length, added = field(info, 'length'), field(info, 'entries-added')
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[i])) do
+      groups = groups + 1
+      if field(group, 'name') == ARGV[1] then
+        pending = field(group, 'pending')
+        local behind = field(group, 'lag')
+        if type(behind) == 'number' then
+          lag = behind
+        end
+      end
+    end
+    if groups > 0 and redis.call('EXISTS', KEYS[i + 1]) == 1
+        and added > tonumber(redis.call('HGET', KEYS[i + 1], 'added') or '0') then
+      redis.call('HSET', KEYS[i + 1], 'added', added)
+    end
+  end
+  answer[#answer + 1] = {length, added, groups, pending, lag, redis.call('HGETALL', KEYS[i + 1])}
+end
+return answer

@@ -1,0 +1,154 @@
+"""Events and internal work into the streams. Concurrent calls share a pipeline.
+
+There are no retries here: when a reply is lost nobody knows whether the entry is there, so the caller is told 503 and
+its own retry is told apart by its key. Without a key the sender accepts that a retry may be a second event.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.exceptions as rx
+from redis.asyncio import Redis
+
+from appliance import faultpoints
+from appliance.batching import Batcher
+from appliance.errors import Malformed, Overloaded, StreamUnavailable
+from appliance.events import PRIORITIES, Event
+from appliance.settings import IngestSettings
+from appliance.stream.client import Script, unavailable
+from appliance.stream.keys import Keys
+from appliance.stream.work import Work
+
+_PIPELINE_LIMIT = 512
+"""Entries in one pipeline: beyond it the first caller waits longer than the saved round trips are worth."""
+_BACKLOG_SAMPLE_S = 0.1
+"""How old the known length of the streams may get; what this process adds in between is counted on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What became of a submitted event; a duplicate names the event that came first."""
+
+    event_id: str
+    uid: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Addition:
+    event: Event
+    priority: str
+    fields: dict[bytes, bytes]
+
+
+class Producer:
+    """The way into the streams."""
+
+    def __init__(self, client: Redis, keys: Keys, settings: IngestSettings) -> None:
+        self._client = client
+        self._keys = keys
+        self._settings = settings
+        self._window_ms = int(settings.dedupe_window.total_seconds() * 1000)
+        self._submit = Script("submit")
+        self._enqueue = Script("enqueue")
+        self._batcher: Batcher[_Addition, Accepted] = Batcher(self._flush, limit=_PIPELINE_LIMIT, name="ingest")
+        self._length = 0
+        self._sampled_at = -1e9
+        self._since_sample = 0
+
+    async def submit(self, event: Event, priority: str = "normal") -> Accepted:
+        """Add an event; returns once Redis confirmed it.
+
+        Raises Malformed when it is too large or the priority unknown, Overloaded when the backlog is full,
+        StreamUnavailable when Redis can't be reached or refuses (nobody knows then whether the entry was added).
+        """
+        if priority not in PRIORITIES:
+            raise Malformed(f"priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}", code="priority")
+        fields = event.to_entry()
+        if sum(map(len, fields.values())) > self._settings.max_event_bytes:
+            raise Malformed(f"the event is larger than {self._settings.max_event_bytes} bytes", code="too-large")
+        await self._check_backlog()
+        self._since_sample += 1
+        return await self._batcher.submit(_Addition(event, priority, fields))
+
+    async def publish(self, event: Event, priority: str = "normal") -> None:
+        """Add an event that an action publishes. The backlog limit doesn't apply: refusing would only make retries."""
+        await self._batcher.submit(_Addition(event, priority, event.to_entry()))
+
+    async def enqueue(self, priority: str, works: Sequence[Work], *, reopened: int = 0) -> None:
+        """Add internal work; ``reopened`` of it puts dead events back to work. Raises StreamUnavailable."""
+        keys = [self._keys.stream(priority), self._keys.ledger(priority)]
+        try:
+            await self._enqueue.call(self._client, keys, [reopened, *(work.encode() for work in works)])
+        except (rx.RedisError, OSError) as error:
+            raise unavailable(error) or error from None
+
+    async def backlog(self) -> int:
+        """Entries in the streams, as of less than a tenth of a second ago. Raises StreamUnavailable."""
+        now = time.monotonic()
+        if now - self._sampled_at >= _BACKLOG_SAMPLE_S:
+            self._sampled_at = now  # before the wait: one sampler at a time
+            try:
+                pipeline = self._client.pipeline(transaction=False)
+                for stream in self._keys.streams.values():
+                    pipeline.xlen(stream)
+                self._length = sum(await pipeline.execute())
+            except (rx.RedisError, OSError) as error:
+                self._sampled_at = -1e9
+                raise unavailable(error) or error from None
+            self._since_sample = len(self._batcher)
+        return self._length + self._since_sample
+
+    async def drain(self) -> None:
+        """Wait until what was submitted is in Redis."""
+        await self._batcher.drain()
+
+    async def _check_backlog(self) -> None:
+        if await self.backlog() >= self._settings.max_backlog:
+            raise Overloaded(
+                f"{self._settings.max_backlog} entries are waiting already (ingest.max_backlog)", retry_after_s=5
+            )
+
+    async def _flush(self, batch: list[_Addition]) -> list[Accepted | BaseException]:
+        faultpoints.hit("before_xadd")
+        pipeline = self._client.pipeline(transaction=False)
+        for addition in batch:
+            stream = self._keys.stream(addition.priority)
+            event = addition.event
+            if event.key is None:
+                pipeline.execute_command("XADD", stream, "*", *_flat(addition.fields))
+            else:
+                remembered = f"{event.uid} {event.id}"
+                keys = (stream, self._keys.dedupe(event.key))
+                args = (remembered, self._window_ms, *_flat(addition.fields))
+                pipeline.execute_command("EVALSHA", self._submit.sha, 2, *keys, *args)
+        try:
+            replies = await pipeline.execute(raise_on_error=False)
+        except (rx.RedisError, OSError) as error:
+            raise unavailable(error) or StreamUnavailable(f"Redis: {error}") from error
+        faultpoints.hit("after_xadd")
+        return [await self._answer(a, reply) for a, reply in zip(batch, replies, strict=True)]
+
+    async def _answer(self, addition: _Addition, reply: Any) -> Accepted | BaseException:
+        event = addition.event
+        if isinstance(reply, rx.NoScriptError):  # it did not run, so running it now adds nothing twice
+            keys = [self._keys.stream(addition.priority), self._keys.dedupe(event.key or "")]
+            args = [f"{event.uid} {event.id}", self._window_ms, *_flat(addition.fields)]
+            try:
+                reply = await self._submit.call(self._client, keys, args)
+            except (rx.RedisError, OSError) as error:
+                reply = error
+        if isinstance(reply, BaseException):
+            return unavailable(reply) or StreamUnavailable(f"Redis: {reply}")
+        if isinstance(reply, list) and reply[0] == 0:
+            uid, _, event_id = reply[1].decode().partition(" ")
+            return Accepted(event_id=event_id, uid=uid, duplicate=True)
+        return Accepted(event_id=event.id, uid=event.uid)
+
+
+def _flat(fields: dict[bytes, bytes]) -> list[bytes]:
+    return [part for pair in fields.items() for part in pair]
