@@ -1,0 +1,1 @@
+"""The HTTP side: taking events in, the API, health, and the pages."""

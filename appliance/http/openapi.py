@@ -1,0 +1,239 @@
+"""The OpenAPI 3.1 document, made from the operations and the schemas here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from appliance.http.operations import Operation, Parameter
+from appliance.http.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX
+
+_PATH_PARAMETER = re.compile(r"{(\w+)}")
+
+
+def document_of(operations: Iterable[Operation]) -> dict[str, Any]:
+    """The document, JSON data."""
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Appliance", "version": _version(), "description": "Event-driven workflows."},
+        "paths": paths,
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": _operation_id(operation),
+        "summary": operation.summary,
+        "security": [] if operation.open else [{"bearer": []}, {"key": []}],
+        "parameters": [
+            *(_path_parameter(name) for name in _PATH_PARAMETER.findall(operation.path)),
+            *(_query_parameter(parameter) for parameter in operation.parameters),
+        ],
+        "responses": {
+            **{str(status): _answer(operation) for status in operation.statuses},
+            "default": {
+                "description": "A problem (RFC 9457)",
+                "content": {MEDIA_TYPE: {"schema": _reference("Problem")}},
+            },
+        },
+    }
+    if operation.body is not None:
+        content = {media_type: {"schema": _reference(operation.body)} for media_type in operation.media_types}
+        described["requestBody"] = {"required": True, "content": content}
+    return described
+
+
+def _operation_id(operation: Operation) -> str:
+    words = re.sub(r"\W+", "_", operation.path).strip("_")
+    return f"{operation.method.lower()}_{words or 'index'}"
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": _TEXT}
+
+
+def _query_parameter(parameter: Parameter) -> dict[str, Any]:
+    schema = {**_TEXT, **({"enum": list(parameter.choices)} if parameter.choices else {})}
+    return {"name": parameter.name, "in": "query", "description": parameter.description, "schema": schema}
+
+
+def _answer(operation: Operation) -> dict[str, Any]:
+    content = {operation.answer_type: {"schema": _reference(operation.answer)}}
+    return {"description": operation.summary, "content": content}
+
+
+def _reference(name: str) -> dict[str, str]:
+    if name not in SCHEMAS:
+        raise KeyError(name)
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _version() -> str:
+    try:
+        return version("appliance")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "0"
+
+
+def _object(**properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+def _list_of(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item}
+
+
+def _one_of(*values: str) -> dict[str, Any]:
+    return {"type": "string", "enum": list(values)}
+
+
+_TEXT: Mapping[str, Any] = {"type": "string"}
+_MAYBE: Mapping[str, Any] = {"type": ["string", "null"]}
+_NUMBER: Mapping[str, Any] = {"type": "integer"}
+_FLAG: Mapping[str, Any] = {"type": "boolean"}
+_ANY: Mapping[str, Any] = {}
+_RUN = _object(
+    id=_TEXT,
+    workflow=_TEXT,
+    revision=_NUMBER,
+    event_id=_MAYBE,
+    event_uid=_MAYBE,
+    status=_one_of("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled"),
+    priority=_TEXT,
+    origin=_MAYBE,
+    started_at=_TEXT,
+    finished_at=_MAYBE,
+    updated_at=_TEXT,
+    error=_MAYBE,
+)
+_STEP = _object(
+    id=_TEXT,
+    status=_one_of("running", "retrying", "waiting", "succeeded", "failed", "skipped", "cancelled"),
+    attempt=_NUMBER,
+    started_at=_MAYBE,
+    finished_at=_MAYBE,
+    due_at=_MAYBE,
+    output=_ANY,
+    error=_MAYBE,
+    attempts=_list_of(_object(attempt=_NUMBER, started_at=_TEXT, finished_at=_TEXT, error=_TEXT)),
+)
+_DELIVERY = _object(
+    step=_TEXT,
+    channel=_TEXT,
+    recipient=_TEXT,
+    status=_TEXT,
+    attempts=_NUMBER,
+    message_id=_MAYBE,
+    error=_MAYBE,
+    updated_at=_TEXT,
+)
+_EVENT = _object(
+    uid=_TEXT,
+    id=_TEXT,
+    source=_TEXT,
+    type=_TEXT,
+    subject=_MAYBE,
+    time=_TEXT,
+    received_at=_TEXT,
+    attributes={"type": "object"},
+    data=_ANY,
+    stream=_MAYBE,
+    entry_id=_MAYBE,
+    outcome={"enum": ["handled", "unmatched", "dead", None]},
+)
+_CLOUD_EVENT = {
+    **_object(specversion=_TEXT, id=_TEXT, source=_TEXT, type=_TEXT, subject=_TEXT, time=_TEXT, data=_ANY),
+    "required": ["type"],
+}
+_WORKFLOW = _object(
+    id=_NUMBER,
+    name=_TEXT,
+    revision=_NUMBER,
+    enabled=_FLAG,
+    origin=_one_of("file", "api"),
+    file=_MAYBE,
+    description=_MAYBE,
+    updated_at=_TEXT,
+    definition={"type": "object"},
+    revisions=_list_of(_object(revision=_NUMBER, digest=_TEXT, created_at=_TEXT)),
+)
+
+SCHEMAS: Mapping[str, Mapping[str, Any]] = {
+    "Object": {"type": "object"},
+    "Text": _TEXT,
+    "Problem": {
+        **_object(
+            type=_one_of(*(TYPE_PREFIX + code for code in KINDS)),
+            title=_TEXT,
+            status=_NUMBER,
+            detail=_TEXT,
+            attribute=_TEXT,
+            parameter=_TEXT,
+            errors=_list_of({"type": "object"}),
+            problems=_list_of({"type": "object"}),
+            items=_list_of({"type": "object"}),
+        ),
+        "required": ["type", "title", "status", "detail"],
+    },
+    "Submission": {
+        **_object(template_id=_TEXT, data={"type": "object"}, org_id=_MAYBE),
+        "required": ["template_id"],
+    },
+    "SubmissionAnswer": _object(id=_TEXT, submission_id=_TEXT, status=_one_of("accepted", "duplicate")),
+    "CloudEvent": _CLOUD_EVENT,
+    "CloudEvents": {"oneOf": [_CLOUD_EVENT, _list_of(_CLOUD_EVENT)]},
+    "EventAnswer": _object(id=_TEXT, uid=_TEXT, status=_one_of("accepted", "duplicate")),
+    "Page": {
+        **_object(items=_list_of({"type": "object"}), next_cursor=_MAYBE),
+        "required": ["items", "next_cursor"],
+    },
+    "Event": _EVENT,
+    "Run": {**_RUN, "properties": {**_RUN["properties"], "steps": _list_of(_STEP), "deliveries": _list_of(_DELIVERY)}},
+    "DeadLetter": _object(
+        id=_TEXT,
+        kind=_one_of("entry", "step"),
+        status=_one_of("open", "redriven", "discarded"),
+        event_id=_MAYBE,
+        event_uid=_MAYBE,
+        run_id=_MAYBE,
+        workflow=_MAYBE,
+        step=_MAYBE,
+        stream=_MAYBE,
+        entry_id=_MAYBE,
+        error=_TEXT,
+        attempts=_NUMBER,
+        created_at=_TEXT,
+        closed_at=_MAYBE,
+        fields={"type": ["array", "null"]},
+        event={"type": ["object", "null"]},
+    ),
+    "Workflow": _WORKFLOW,
+    "WorkflowAnswer": _object(id=_NUMBER, name=_TEXT, revision=_NUMBER),
+    "Explanation": _object(
+        event={"type": "object"},
+        verdicts=_list_of(_object(workflow=_TEXT, matched=_FLAG, reason=_TEXT, failure={"type": ["object", "null"]})),
+    ),
+    "Ledger": _object(
+        accepted=_NUMBER,
+        handled=_NUMBER,
+        unmatched=_NUMBER,
+        duplicate=_NUMBER,
+        dead=_NUMBER,
+        in_flight=_NUMBER,
+        difference=_NUMBER,
+    ),
+    "Health": _object(status=_one_of("ok", "unavailable"), reasons=_list_of(_TEXT), details={"type": "object"}),
+}
+"""The shapes of bodies and answers. Members may be added in later versions; none is taken away."""

@@ -1,0 +1,133 @@
+"""What the HTTP side needs of the rest of the appliance, as protocols, and the bundle it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from appliance.events import Event
+    from appliance.settings import Settings
+    from appliance.store.history import History
+
+
+class AcceptedEvent(Protocol):
+    """What became of an event that was handed in. For a duplicate, the ids are those of the first event."""
+
+    @property
+    def event_id(self) -> str: ...
+    @property
+    def uid(self) -> str: ...
+    @property
+    def duplicate(self) -> bool: ...
+
+
+class Submitter(Protocol):
+    """The producer: an event is in the stream, durably, when ``submit`` returns; raises Unavailable otherwise."""
+
+    async def submit(self, event: Event, priority: str = "normal") -> AcceptedEvent: ...
+
+
+class Matched(Protocol):
+    """A matcher's verdict on one workflow; ``failure`` is the first criterion that did not hold."""
+
+    @property
+    def workflow(self) -> str: ...
+    @property
+    def matched(self) -> bool: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def failure(self) -> Any: ...
+
+
+class Explainer(Protocol):
+    """The matcher, asked for its reasons."""
+
+    def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> Sequence[Matched]: ...
+
+
+class NamedWorkflow(Protocol):
+    """A compiled workflow, as far as its name goes."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class PutRevision(Protocol):
+    """The revision that a definition became."""
+
+    @property
+    def workflow_id(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def workflow(self) -> NamedWorkflow: ...
+
+
+class Definitions(Protocol):
+    """The catalog: ``put`` stores a definition of any dialect (raises DefinitionError) and returns its revision."""
+
+    @property
+    def matcher(self) -> Explainer: ...
+
+    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> PutRevision: ...
+
+
+class Controls(Protocol):
+    """Interventions in runs and dead letters; each raises NotFound or Conflict. The answer, if any, is JSON data."""
+
+    async def cancel_run(self, run_id: str, actor: str) -> Any: ...
+    async def retry_run(self, run_id: str, actor: str) -> Any: ...
+    async def redrive(self, letter_id: str, actor: str) -> Any: ...
+    async def discard(self, letter_id: str, actor: str) -> Any: ...
+
+
+class Actions(Protocol):
+    """The registry: the actions that are there, and the plugins that failed to load (name -> reason)."""
+
+    @property
+    def broken(self) -> Mapping[str, str]: ...
+
+    def describe(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The state of the process at one moment.
+
+    ``dead`` are reasons to restart it (a loop died, the event loop stalls), ``unready`` are reasons not to send it
+    traffic (PostgreSQL away, stopping). ``details`` is JSON data for people, and must not contain secrets: ``/health``
+    is open.
+    """
+
+    started: bool
+    dead: tuple[str, ...] = ()
+    unready: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether to send it traffic."""
+        return self.started and not self.dead and not self.unready
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that the HTTP application is given."""
+
+    settings: Settings
+    producer: Submitter
+    catalog: Definitions
+    history: History
+    control: Controls
+    registry: Actions
+    ledger: Callable[[], Awaitable[Mapping[str, Any]]]
+    health: Callable[[], Health]
+    schema: Callable[[], Mapping[str, Any]]
+    """The JSON Schema of the workflow language, with the actions that are installed."""
+    api_key: str
+    metrics: CollectorRegistry

@@ -1,0 +1,212 @@
+"""Stand-ins for what the HTTP side needs of the rest; they record what they were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter
+
+from appliance.errors import NotFound
+from appliance.events import Event
+from appliance.http.services import Health, Services
+from appliance.settings import Settings
+from appliance.store.history import Page
+
+API_KEY = "correct horse"
+
+
+@dataclass
+class Accepted:
+    event_id: str
+    uid: str
+    duplicate: bool = False
+
+
+@dataclass
+class FakeProducer:
+    """Accepts everything once per key; ``refusal`` is raised instead, for the events it is told of."""
+
+    events: list[tuple[Event, str]] = field(default_factory=list)
+    refusal: Exception | None = None
+    refuse_only: str | None = None
+    first: dict[str, Event] = field(default_factory=dict)
+
+    async def submit(self, event: Event, priority: str = "normal") -> Accepted:
+        if self.refusal is not None and self.refuse_only in (None, event.id):
+            raise self.refusal
+        if event.key is not None:
+            first = self.first.setdefault(event.key, event)
+            if first is not event:
+                return Accepted(first.id, first.uid, duplicate=True)
+        self.events.append((event, priority))
+        return Accepted(event.id, event.uid)
+
+    @property
+    def last(self) -> Event:
+        return self.events[-1][0]
+
+
+@dataclass(frozen=True)
+class FakeVerdict:
+    workflow: str
+    matched: bool
+    reason: str
+    failure: Any = None
+
+
+@dataclass(frozen=True)
+class FakeMismatch:
+    path: str
+    actual: Any
+
+
+@dataclass
+class FakeMatcher:
+    asked: list[tuple[Mapping[str, Any], str | None]] = field(default_factory=list)
+
+    def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> Sequence[FakeVerdict]:
+        self.asked.append((view, workflow))
+        verdicts = [
+            FakeVerdict("a", True, "matched"),
+            FakeVerdict("b", False, "no", FakeMismatch("template_id", view.get("template_id"))),
+        ]
+        return [verdict for verdict in verdicts if workflow in (None, verdict.workflow)]
+
+
+@dataclass(frozen=True)
+class FakeWorkflow:
+    name: str
+
+
+@dataclass(frozen=True)
+class FakeRevision:
+    workflow_id: int
+    number: int
+    workflow: FakeWorkflow
+
+
+@dataclass
+class FakeCatalog:
+    matcher: FakeMatcher = field(default_factory=FakeMatcher)
+    refusal: Exception | None = None
+    put_documents: list[tuple[Any, str, str]] = field(default_factory=list)
+
+    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> FakeRevision:
+        if self.refusal is not None:
+            raise self.refusal
+        self.put_documents.append((document, origin, actor))
+        return FakeRevision(7, 2, FakeWorkflow(document["name"]))
+
+
+@dataclass
+class FakeHistory:
+    """Answers every list with ``page`` and finds ``items`` by id; ``calls`` holds what was asked."""
+
+    page: Page = field(default_factory=lambda: Page([{"id": "x"}], "next"))
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    refusal: Exception | None = None
+
+    def _answer(self, *call: Any) -> Page:
+        self.calls.append(call)
+        if self.refusal is not None:
+            raise self.refusal
+        return self.page
+
+    def _item(self, id: str) -> dict[str, Any]:
+        if id not in self.items:
+            raise NotFound(f"no {id!r}")
+        return self.items[id]
+
+    async def list_events(self, filters: Any = None, **more: Any) -> Page:
+        return self._answer("events", filters, more)
+
+    async def list_runs(self, filters: Any = None, **more: Any) -> Page:
+        return self._answer("runs", filters, more)
+
+    async def list_dead_letters(self, filters: Any = None, **more: Any) -> Page:
+        return self._answer("letters", filters, more)
+
+    async def list_workflows(self, **more: Any) -> Page:
+        return self._answer("workflows", more)
+
+    async def find_events(self, event_id: str, limit: int = 100) -> list[dict[str, Any]]:
+        return [self.items[event_id]] if event_id in self.items else []
+
+    async def get_event(self, id: str) -> dict[str, Any]:
+        return self._item(id)
+
+    async def get_run(self, id: str) -> dict[str, Any]:
+        return self._item(id)
+
+    async def get_dead_letter(self, id: str) -> dict[str, Any]:
+        return self._item(id)
+
+    async def get_workflow(self, id: str) -> dict[str, Any]:
+        return self._item(id)
+
+
+@dataclass
+class FakeControl:
+    calls: list[tuple[str, str, str]] = field(default_factory=list)
+    refusal: Exception | None = None
+
+    def _act(self, verb: str, subject: str, actor: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append((verb, subject, actor))
+
+    async def cancel_run(self, run_id: str, actor: str) -> None:
+        self._act("cancel", run_id, actor)
+
+    async def retry_run(self, run_id: str, actor: str) -> Any:
+        self._act("retry", run_id, actor)
+        return {"status": "running"}
+
+    async def redrive(self, letter_id: str, actor: str) -> None:
+        self._act("redrive", letter_id, actor)
+
+    async def discard(self, letter_id: str, actor: str) -> None:
+        self._act("discard", letter_id, actor)
+
+
+@dataclass
+class FakeRegistry:
+    broken: Mapping[str, str] = field(default_factory=lambda: {"fax": "ImportError: no fax"})
+
+    def describe(self) -> Sequence[Mapping[str, Any]]:
+        return [{"name": "log"}]
+
+
+@dataclass
+class Fakes:
+    """Everything that a test wants to set up or look at."""
+
+    producer: FakeProducer = field(default_factory=FakeProducer)
+    catalog: FakeCatalog = field(default_factory=FakeCatalog)
+    history: FakeHistory = field(default_factory=FakeHistory)
+    control: FakeControl = field(default_factory=FakeControl)
+    health: Health = field(default_factory=lambda: Health(started=True, details={"redis": "ok"}))
+
+    def services(self, settings: Settings | None = None) -> Services:
+        metrics = CollectorRegistry()
+        Counter("appliance_things", "Things.", registry=metrics)
+
+        async def ledger() -> Mapping[str, Any]:
+            return {"accepted": 3, "difference": 0}
+
+        return Services(
+            settings=settings or Settings(),
+            producer=self.producer,
+            catalog=self.catalog,
+            history=self.history,  # type: ignore[arg-type]  # the real one needs a database
+            control=self.control,
+            registry=FakeRegistry(),
+            ledger=ledger,
+            health=lambda: self.health,
+            schema=lambda: {"type": "object"},
+            api_key=API_KEY,
+            metrics=metrics,
+        )
