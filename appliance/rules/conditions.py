@@ -28,7 +28,7 @@ class Mismatch:
 class Condition:
     """A compiled condition. Immutable; may be shared between threads and runs."""
 
-    __slots__ = ("_reads", "_root", "_rule", "equalities", "is_equality", "spec")
+    __slots__ = ("_reads", "_root", "_rule", "equalities", "is_equality", "paths", "spec")
 
     spec: Any
     """The condition as it was written."""
@@ -37,11 +37,16 @@ class Condition:
     is_equality: bool
     """Whether the only test is one equality with texts, so that whoever finds it fulfilled needn't evaluate it."""
 
+    paths: tuple[tuple[str, ...], ...]
+    """What it reads, as far as that can be told beforehand: ``("data", "email")`` …."""
+
     def __init__(self, spec: Any, root: Node) -> None:
         self.spec = spec
         self._root = root
         self._rule = logic.engine.compile(root.to_logic())
-        self._reads = _reads(self._rule.facts())
+        facts = self._rule.facts()
+        self._reads = _reads(facts)
+        self.paths = tuple(tuple(path) for path in facts["reads"] if path)
         self.equalities = tuple(_equalities(root))
         self.is_equality = len(self.equalities) == 1 and _sole_text_equality(root)
 

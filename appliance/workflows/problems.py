@@ -1,0 +1,71 @@
+"""pydantic's errors as problems that name our keys and say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from appliance.errors import Problem
+
+
+def details_of(error: ValidationError) -> list[ErrorDetails]:
+    """pydantic's findings, without what we don't show."""
+    return error.errors(include_url=False, include_context=False)
+
+
+def from_details(details: list[ErrorDetails], value: Any, key: str = "", known: Iterable[str] = ()) -> list[Problem]:
+    """A problem for each place in ``value`` (below ``key``) that is wrong; of several for one place, the first."""
+    problems: dict[str, Problem] = {}
+    for detail in details:
+        place = dotted(key, existing(detail, value))
+        if place not in problems:
+            problems[place] = _problem(detail, place, tuple(known))
+    return list(problems.values())
+
+
+def existing(detail: ErrorDetails, value: Any) -> tuple[str | int, ...]:
+    """The part of an error's location that are keys of ``value``: pydantic adds names of union members to it.
+
+    The last part is kept when it is a key that is missing.
+    """
+    place: list[str | int] = []
+    for part in detail["loc"]:
+        if isinstance(value, dict) and part in value:
+            value = value[str(part)]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif detail["type"] == "missing" and part == detail["loc"][-1]:
+            return (*place, part)
+        else:
+            continue
+        place.append(part)
+    return tuple(place)
+
+
+def dotted(key: str, place: Sequence[str | int]) -> str:
+    """``steps[0].with`` from ``("steps", 0, "with")``."""
+    for part in place:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def _problem(detail: ErrorDetails, place: str, known: tuple[str, ...]) -> Problem:
+    name = str(detail["loc"][-1]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known or _LANGUAGE, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return Problem(f"unknown key {name!r}{hint}", place, expected=("one of " + ", ".join(known)) if known else None)
+    if detail["type"] == "missing":
+        return Problem(f"{name} is missing", place)
+    return Problem(detail["msg"].removeprefix("Value error, "), place)
+
+
+_LANGUAGE = (
+    "name", "description", "enabled", "trigger", "priority", "steps", "event", "when", "id", "action", "with", "delay",
+    "if", "retry", "timeout", "next", "on_error", "max_attempts", "initial", "factor", "max", "jitter", "max_elapsed",
+    "for", "until",
+)  # fmt: skip
