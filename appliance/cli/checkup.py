@@ -196,6 +196,24 @@ def check_plugins(settings: Settings) -> Iterator[Finding]:
         yield Finding("plugins", "fail", f"{name}: {reason}", "repair or uninstall its distribution")
 
 
+def check_definitions(settings: Settings) -> Finding:
+    """The workflow files, as far as their actions can be loaded."""
+    from appliance.cli.validate import check_workflows
+    from appliance.registry import Registry
+    from appliance.workflows.loader import definition_files
+
+    folder = settings.config_dir / "workflows"
+    try:
+        actions = Registry.load(settings.plugins, smtp=settings.smtp).actions
+    except ConfigurationError:
+        return Finding("workflows", "warn", "not checked", "correct the plugins first")
+    names, problems = check_workflows(definition_files(folder), actions)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return Finding("workflows", "fail", f"{problems[0]}{more}", "appliance validate shows every problem")
+    return Finding("workflows", "ok", f"{len(names)} in {folder}")
+
+
 def check_process(url: str, status: int | None, reasons: str) -> Finding:
     """The running process, by what its ``/readyz`` answered (None: nothing)."""
     if status == 200:

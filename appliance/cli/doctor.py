@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +64,12 @@ def _examine(client: Client, config_dir: Path | None) -> list[Finding]:
     except ConfigurationError as error:
         findings += [checkup.Finding("settings", "fail", str(p), "see docs/settings.md") for p in error.problems]
         return [*findings, _ask_process(client)]
-    findings.append(checkup.Finding("settings", "ok", f"{settings.config_dir} and {len(os.environ)} variables"))
+    file = settings.config_dir / "appliance.yaml"
+    findings.append(checkup.Finding("settings", "ok", str(file) if file.exists() else f"no {file}"))
     findings += checkup.check_data_dir(settings.data_dir)
     findings += asyncio.run(checkup.check_servers(settings))
     findings += checkup.check_plugins(settings)
+    findings.append(checkup.check_definitions(settings))
     return [*findings, _ask_process(client)]
 
 

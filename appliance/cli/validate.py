@@ -1,0 +1,91 @@
+"""``appliance validate``: settings and workflows, checked without starting anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from appliance.cli.client import json_option
+from appliance.cli.exits import Exit
+from appliance.cli.local import config_dir_option, registry_here, settings_here
+from appliance.cli.tables import emit
+from appliance.errors import ConfigurationError, DefinitionError, Problem
+
+if TYPE_CHECKING:
+    from appliance.plugin import Action
+
+
+@click.command()
+@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
+@config_dir_option
+@json_option
+@click.pass_context
+def validate(ctx: click.Context, paths: tuple[Path, ...], config_dir: Path | None, as_json: bool) -> None:
+    """Check settings and workflows; print every problem as file:line:column: key: message.
+
+    PATH is a workflow file or a folder of them; without one, all of <config-dir>/workflows. Exits with 5 when there is
+    a problem.
+    """
+    problems: list[Problem] = []
+    names: list[str] = []
+    try:
+        settings = settings_here(config_dir)
+        actions = registry_here(settings).actions
+    except ConfigurationError as error:
+        problems += error.problems
+    else:
+        names, found = check_workflows(_files(paths, settings.config_dir / "workflows"), actions)
+        problems += found
+    document = {"ok": not problems, "workflows": names, "problems": [_as_json(problem) for problem in problems]}
+    text = "\n".join(map(str, problems)) or f"ok: {len(names)} workflow{'' if len(names) == 1 else 's'}"
+    emit(document, text, as_json=as_json)
+    if problems:
+        ctx.exit(Exit.CONFIGURATION)
+
+
+def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tuple[list[str], list[Problem]]:
+    """The names of the workflows that are in order, and every problem of the others. One name belongs to one file."""
+    from appliance.workflows.compile import compile_workflow
+    from appliance.workflows.dialects import to_native
+    from appliance.workflows.loader import read_document
+
+    owners: dict[str, Path] = {}
+    problems: list[Problem] = []
+    for path in files:
+        try:
+            document = read_document(path)
+            definition = to_native(document.data)
+            # A translated definition has keys of its own: the places of the original would mislead.
+            lines = document.lines if definition is document.data else None
+            workflow = compile_workflow(definition, actions=actions, file=document.file, lines=lines)
+        except DefinitionError as error:
+            problems += (_in_file(problem, path) for problem in error.problems)
+            continue
+        owner = owners.setdefault(workflow.name, path)
+        if owner is not path:
+            problems.append(Problem(f"{workflow.name!r} is already defined in {owner}", key="name", file=str(path)))
+    return sorted(owners), problems
+
+
+def _files(paths: Iterable[Path], default: Path) -> Iterator[Path]:
+    """The files that were named or are in the folders that were; a name that leads nowhere is a problem of its own."""
+    from appliance.workflows.loader import definition_files
+
+    for path in paths or (default,):
+        if path.is_dir() or path is default:
+            yield from definition_files(path)
+        else:
+            yield path
+
+
+def _in_file(problem: Problem, path: Path) -> Problem:
+    if problem.file is not None:
+        return problem
+    return Problem(problem.message, problem.key, str(path), problem.line, problem.column, problem.expected)
+
+
+def _as_json(problem: Problem) -> dict[str, Any]:
+    return {name: getattr(problem, name) for name in ("file", "line", "column", "key", "message", "expected")}
