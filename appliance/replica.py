@@ -1,0 +1,104 @@
+"""One replica: every part, wired. What starts and stops it, in which order, is :mod:`appliance.supervisor`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from appliance.bookkeeping import Bookkeeper
+from appliance.catalog import Catalog
+from appliance.engine.actions import ActionRunner
+from appliance.engine.control import Control
+from appliance.engine.drive import Driver
+from appliance.engine.executor import Executor
+from appliance.engine.timers import Timers
+from appliance.registry import Registry
+from appliance.resources import Resources
+from appliance.settings import Settings
+from appliance.store.definitions import DefinitionStore
+from appliance.store.history import History
+from appliance.store.pool import Pool, open_connection
+from appliance.store.recorder import Recorder
+from appliance.store.runs import Runs
+from appliance.stream import client as stream_client
+from appliance.stream.consumer import Consumer
+from appliance.stream.group import Foundation, Group
+from appliance.stream.keys import Keys
+from appliance.stream.leases import Leases
+from appliance.stream.ledger import Ledger
+from appliance.stream.producer import Producer
+from appliance.stream.reclaim import Reclaimer
+
+
+def consumer_name(configured: str) -> str:
+    """This replica's name in the group: the configured one, or one that no other process ever has."""
+    return configured or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+class Replica:
+    """The parts. Making it connects to nothing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        urls: tuple[str, str],
+        pool: Pool,
+        registry: Registry,
+        resources: Resources,
+        http: httpx.AsyncClient,
+        on_founded: Callable[[Foundation], Any],
+    ) -> None:
+        redis_url, database_url = urls
+        stream, engine = settings.stream, settings.engine
+        self.settings = settings
+        self.secrets = {name: value.get_secret_value() for name, value in settings.secrets.items()}
+        self.keys = Keys(settings.namespace)
+        self.consumer_name = consumer_name(stream.consumer)
+        self.commander = stream_client.commander(redis_url, stream)
+        self.reader = stream_client.reader(redis_url, stream)
+        self.producer = Producer(self.commander, self.keys, settings.ingest)
+        self.pool = pool
+        self.runs = Runs(pool)
+        self.history = History(pool)
+        self.recorder = Recorder(
+            lambda: open_connection(database_url, settings.store), batch=settings.store.commit_batch
+        )
+        self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
+        self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
+        self.control = Control(pool, self.runs, self.catalog, self.timers.expect)
+        self.actions = ActionRunner(
+            registry,
+            resources,
+            http=http,
+            settings=engine,
+            publisher=self.producer.publish,
+            secrets=self.secrets,
+        )
+        self.leases = Leases(
+            self.keys,
+            stream.group,
+            self.consumer_name,
+            stream.lease.total_seconds(),
+            lambda: stream_client.renewer(redis_url),
+        )
+        self.driver = Driver(
+            self.actions,
+            self.recorder,
+            secrets=self.secrets,
+            park_after_s=engine.park_after.total_seconds(),
+            may_hold=lambda: self.consumer.may_hold(),
+            on_timer=self.timers.expect,
+        )
+        self.executor = Executor(self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys)
+        self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)
+        self.consumer = Consumer(
+            self.commander, self.group, self.leases, self.executor, (stream, engine), on_founded=on_founded
+        )
+        self.consumer.paused = lambda: not self.recorder.healthy
+        self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
+        self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)
