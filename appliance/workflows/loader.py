@@ -1,7 +1,7 @@
 """YAML (or JSON) text to plain data, with the line and column of every key.
 
-YAML 1.2: ``on`` and ``no`` are texts. What JSON can't hold is refused or stays text (a timestamp); duplicate keys, which
-most parsers let pass, are refused.
+YAML 1.2: ``on`` and ``no`` are texts. What JSON can't hold is refused or stays text (a timestamp). Duplicate keys,
+which most parsers let pass, are refused.
 """
 
 from __future__ import annotations

@@ -1,0 +1,215 @@
+"""The catalog: the workflows in force, from files and the API, kept in step with every other replica's.
+
+Files are read, checked and stored as revisions; what is in force is then taken from the database, so that all replicas
+run the same. A file that is refused leaves its last good revision in force; a file that goes disables its workflow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
+from appliance.observe.metrics import METRICS
+from appliance.plugin import Action
+from appliance.rules.matcher import Matcher, Rule
+from appliance.store.definitions import CurrentWorkflow, DefinitionStore, NewDefinition, StoredRevision
+from appliance.workflows.compile import compile_workflow
+from appliance.workflows.dialects import to_native
+from appliance.workflows.folder import DefinitionFile, Folder
+from appliance.workflows.revision import Revision, Workflow
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""Seconds between two looks at the files and at the catalog's version."""
+_MAX_OLD = 1000
+"""Revisions that are no longer in force but kept compiled, for runs that are still on them."""
+_FILES = "files"
+"""Who puts what comes from files, in the audit log."""
+
+
+class Catalog:
+    """The workflows in force. ``matcher`` is replaced as a whole, never changed."""
+
+    def __init__(self, store: DefinitionStore, actions: Mapping[str, Action], config_dir: Path) -> None:
+        self.matcher = Matcher()
+        self._store = store
+        self._actions = actions
+        self._folder = Folder(config_dir / "workflows", actions)
+        self._version = -1
+        self._current: dict[str, Revision] = {}
+        self._rows: list[CurrentWorkflow] = []
+        self._old: OrderedDict[int, Revision] = OrderedDict()
+        self._lock = asyncio.Lock()
+
+    @property
+    def broken(self) -> Mapping[str, DefinitionError]:
+        """The files that are refused, with what is wrong with each."""
+        return {name: file.error for name, file in self._folder.files.items() if file.error is not None}
+
+    async def load(self) -> None:
+        """Read the files and what is in force. Raises StoreUnavailable; files that are refused are logged."""
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Take over what changed in the files or, through another replica or the API, in the database."""
+        async with self._lock:
+            await self._take_files()
+            await self._take_current()
+
+    async def run(self) -> None:
+        """Refresh for ever; while PostgreSQL is away, what was in force stays."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self.refresh()
+            except StoreUnavailable as error:
+                log.warning("the workflows can't be refreshed for now: %s", error)
+
+    def workflows(self) -> list[Revision]:
+        """The revisions in force, disabled workflows left out, in the matcher's order."""
+        return [rule.payload for rule in self.matcher.rules]
+
+    async def get(self, name: str) -> Revision:
+        """The revision in force of a workflow, disabled or not; raises NotFound."""
+        if name not in self._current:
+            raise NotFound(f"there is no workflow {name!r}")
+        return self._current[name]
+
+    async def revision(self, revision_id: int) -> Revision:
+        """A revision, old ones too; raises NotFound, StoreUnavailable, or DefinitionError if it can't be read any more.
+
+        An action that has gone since is no error here: the step that wants it fails.
+        """
+        known = self._old.get(revision_id)
+        if known is None:
+            stored = await self._store.revisions([revision_id])
+            if not stored:
+                raise NotFound(f"there is no revision {revision_id}")
+            known = self._old[revision_id] = _compiled(stored[0])
+            while len(self._old) > _MAX_OLD + len(self._current):
+                self._old.popitem(last=False)
+        self._old.move_to_end(revision_id)
+        return known
+
+    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> Revision:
+        """Store a definition of any dialect and put it in force; the same content again is the same revision.
+
+        Raises DefinitionError, Conflict (the workflow belongs to a file) and StoreUnavailable.
+        """
+        try:
+            native = to_native(document)
+            workflow = compile_workflow(native, actions=self._actions)
+        except DefinitionError:
+            METRICS.definitions_refused.inc()
+            raise
+        if origin != "file" and workflow.name in self._names_of_files():
+            raise Conflict(f"the workflow {workflow.name!r} is defined by a file: change it there")
+        source = orjson.dumps(document).decode() if native is not document else None
+        async with self._lock:
+            await self._store.put([_definition(workflow, origin, None, source)], actor)
+            await self._take_current({workflow.digest: workflow})
+            return self._current[workflow.name]
+
+    def _names_of_files(self) -> dict[str, str]:
+        """The file of each workflow that has one: as read, or (for a broken file) as last stored."""
+        names = {row.name: row.file for row in self._rows if row.file is not None and row.file in self._folder.files}
+        return names | {f.workflow.name: f.name for f in self._folder.files.values() if f.workflow is not None}
+
+    async def _take_files(self) -> None:
+        before = self._folder.files
+        changed, gone = await asyncio.to_thread(self._folder.scan)
+        first = self._version < 0
+        if not (changed or gone or first):
+            return
+        good = self._accepted(changed)
+        try:
+            await self._store.put([_definition(w, "file", f.name, f.source) for f, w in good], _FILES)
+            if self._folder.exists:
+                rows = await self._store.current()
+                await self._store.disable([row.name for row in rows if self._is_orphan(row)], _FILES)
+        except BaseException:
+            self._folder.files = before  # they are still to be taken
+            raise
+        for file, workflow in good:
+            log.info("%s: workflow %r loaded", file.name, workflow.name)
+
+    def _accepted(self, changed: Sequence[DefinitionFile]) -> list[tuple[DefinitionFile, Workflow]]:
+        """The files that can be taken; a name that another file has already is refused."""
+        owners: dict[str, str] = {}
+        accepted = []
+        fresh = {file.name for file in changed}
+        files = dict(self._folder.files)
+        for file in list(files.values()):
+            if file.workflow is not None:
+                owner = owners.setdefault(file.workflow.name, file.name)
+                if owner != file.name:
+                    problem = Problem(f"{file.workflow.name!r} is already the name of {owner}", "name", file=file.name)
+                    file = files[file.name] = DefinitionFile(file.name, file.stamp, None, DefinitionError(problem))
+            if file.name not in fresh:
+                continue
+            if file.error is not None:
+                METRICS.definitions_refused.inc()
+                log.error("%s refused; its last good revision stays in force:\n%s", file.name, file.error)
+            elif file.workflow is not None:
+                accepted.append((file, file.workflow))
+        self._folder.files = files
+        return accepted
+
+    def _is_orphan(self, row: CurrentWorkflow) -> bool:
+        """Whether a stored workflow came from a file that has gone, or that now holds another workflow."""
+        if row.origin != "file" or not row.enabled:
+            return False
+        file = self._folder.files.get(row.file or "")
+        return file is None or (file.workflow is not None and file.workflow.name != row.name)
+
+    async def _take_current(self, compiled: Mapping[str, Workflow] | None = None) -> None:
+        """Compile what is in force and isn't compiled yet, and make a matcher of it."""
+        version = await self._store.version()
+        if version == self._version:
+            return
+        rows = await self._store.current()
+        ready = {f.workflow.digest: f.workflow for f in self._folder.files.values() if f.workflow is not None}
+        ready |= compiled or {}
+        known = {revision.id: revision for revision in self._current.values()} | self._old
+        for row in rows:
+            if row.revision_id not in known and row.digest in ready:
+                known[row.revision_id] = Revision(row.revision_id, row.workflow_id, row.number, ready[row.digest])
+        missing = [row.revision_id for row in rows if row.revision_id not in known]
+        for stored in await self._store.revisions(missing) if missing else ():
+            try:
+                known[stored.id] = await asyncio.to_thread(_compiled, stored)
+            except DefinitionError as error:
+                log.error("revision %s can't be used any more:\n%s", stored.id, error)
+        self._install(rows, known)
+        self._version = version
+
+    def _install(self, rows: list[CurrentWorkflow], known: Mapping[int, Revision]) -> None:
+        usable = [row for row in rows if row.revision_id in known]
+        self._rows = rows
+        self._current = {row.name: known[row.revision_id] for row in usable}
+        for row in usable:
+            self._old[row.revision_id] = known[row.revision_id]
+        self.matcher = Matcher(
+            Rule(row.name, known[row.revision_id].workflow.triggers, order, known[row.revision_id])
+            for order, row in enumerate(usable)
+            if row.enabled
+        )
+        METRICS.workflows.set(len(self.matcher.rules))
+
+
+def _definition(workflow: Workflow, origin: str, file: str | None, source: str | None) -> NewDefinition:
+    definition = orjson.dumps(workflow.definition, option=orjson.OPT_SORT_KEYS).decode()
+    return NewDefinition(workflow.name, origin, file, workflow.enabled, workflow.digest, definition, source)
+
+
+def _compiled(stored: StoredRevision) -> Revision:
+    workflow = compile_workflow(orjson.loads(stored.definition), actions=None)
+    return Revision(stored.id, stored.workflow_id, stored.number, workflow)

@@ -1,0 +1,86 @@
+"""The folder of workflow files: which are there, which changed, and what each holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from appliance.errors import DefinitionError, Problem
+from appliance.plugin import Action
+from appliance.workflows.compile import compile_workflow
+from appliance.workflows.dialects import to_native
+from appliance.workflows.loader import definition_files, read_document
+from appliance.workflows.revision import Workflow
+
+
+@dataclass(frozen=True, slots=True)
+class DefinitionFile:
+    """A file as it was last read: its workflow, or the error that it has. ``source`` is set for another dialect."""
+
+    name: str
+    stamp: tuple[int, int, int]
+    workflow: Workflow | None
+    error: DefinitionError | None
+    source: str | None = None
+
+
+class Folder:
+    """The files of one folder. Reads only what changed since the last time."""
+
+    def __init__(self, path: Path, actions: Mapping[str, Action]) -> None:
+        self._path = path
+        self._actions = actions
+        self.files: Mapping[str, DefinitionFile] = {}
+        """By path within the folder."""
+
+    @property
+    def exists(self) -> bool:
+        """Without the folder, nothing can be said about what belongs into it."""
+        return self._path.is_dir()
+
+    def scan(self) -> tuple[list[DefinitionFile], list[str]]:
+        """Look at the folder again: (files that are new or changed, names of those that are gone).
+
+        Blocks: call it in a thread.
+        """
+        before, now, changed = self.files, {}, []
+        paths = {path.relative_to(self._path).as_posix(): path for path in definition_files(self._path)}
+        gone = [name for name in before if name not in paths]
+        for name, path in paths.items():
+            known, stamp = before.get(name), _stamp(path)
+            if stamp is None:
+                gone += [name] if known is not None else []
+                continue
+            # Where a file has gone, one that was refused for having the same name may have its turn.
+            if known is None or known.stamp != stamp or (gone and known.error is not None):
+                known = self._read(path, name, stamp)
+                changed.append(known)
+            now[name] = known
+        self.files = now
+        return changed, gone
+
+    def _read(self, path: Path, name: str, stamp: tuple[int, int, int]) -> DefinitionFile:
+        try:
+            document = read_document(path, name=str(path))
+            native = to_native(document.data)
+            translated = native is not document.data
+            lines = None if translated else document.lines
+            workflow = compile_workflow(native, actions=self._actions, file=str(path), lines=lines)
+        except DefinitionError as error:
+            placed = (
+                Problem(p.message, p.key, p.file or str(path), p.line, p.column, p.expected) for p in error.problems
+            )
+            return DefinitionFile(name, stamp, None, DefinitionError(*placed))
+        source = orjson.dumps(document.data).decode() if translated else None
+        return DefinitionFile(name, stamp, workflow, None, source)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # gone between the listing and now
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,243 @@
+"""The catalog against a real database: files, the API, other replicas, and what breaks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from appliance.catalog import Catalog
+from appliance.errors import Conflict, DefinitionError, NotFound
+from appliance.plugin import Action, Params
+from appliance.settings import StoreSettings
+from appliance.store.definitions import DefinitionStore
+from appliance.store.pool import Pool, open_pool
+
+
+class Note(Params):
+    text: str
+
+
+async def note(params: Note, ctx: Any) -> None:
+    return None
+
+
+ACTIONS = {"note": Action(params=Note, run=note)}
+EVENT = {"type": "t", "data": {}}
+
+
+def definition(name: str = "one", text: str = "a", **more: Any) -> dict[str, Any]:
+    steps = [{"id": "s", "action": "note", "with": {"text": text}}]
+    return {"name": name, "trigger": {"event": "t"}, "steps": steps, **more}
+
+
+@pytest_asyncio.fixture
+async def pool(database_url: str) -> AsyncIterator[Pool]:
+    pool = await open_pool(database_url, StoreSettings())
+    yield pool
+    await pool.close()
+
+
+class Replica:
+    """A catalog with a configuration folder of its own."""
+
+    def __init__(self, pool: Pool, folder: Path, actions: dict[str, Action] | None = None) -> None:
+        self.folder = folder
+        self.catalog = Catalog(DefinitionStore(pool), ACTIONS if actions is None else actions, folder)
+        self._ticks = 0
+
+    def write(self, file: str, text: str) -> None:
+        path = self.folder / "workflows" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self._ticks += 1  # two writes within one tick of the clock must not look the same
+        os.utime(path, ns=(self._ticks, self._ticks))
+
+    def remove(self, file: str) -> None:
+        (self.folder / "workflows" / file).unlink()
+
+    def matching(self) -> list[str]:
+        return [rule.workflow for rule in self.catalog.matcher.match(EVENT)]
+
+
+@pytest.fixture
+def replica(pool: Pool, tmp_path: Path) -> Replica:
+    return Replica(pool, tmp_path / "config")
+
+
+def yaml(name: str = "one", text: str = "a", event: str = "t") -> str:
+    return (
+        f"name: {name}\ntrigger: {{event: {event}}}\nsteps:\n  - id: s\n    action: note\n    with: {{text: {text}}}\n"
+    )
+
+
+async def test_files_become_revisions(replica: Replica) -> None:
+    replica.write("b.yaml", yaml("two"))
+    replica.write("sub/a.yaml", yaml("one"))
+    await replica.catalog.load()
+    assert sorted(replica.matching()) == ["one", "two"]
+    revision = await replica.catalog.get("one")
+    assert (revision.number, revision.workflow.definition) == (1, definition("one"))
+    assert [r.workflow.name for r in replica.catalog.workflows()] == replica.matching()
+
+
+async def test_a_changed_file_is_a_new_revision_and_the_old_one_still_loads(replica: Replica, pool: Pool) -> None:
+    replica.write("a.yaml", yaml(text="a"))
+    await replica.catalog.load()
+    first = await replica.catalog.get("one")
+    replica.write("a.yaml", yaml(text="b"))
+    await replica.catalog.refresh()
+    second = await replica.catalog.get("one")
+    assert (second.number, second.workflow_id) == (2, first.workflow_id)
+    [rule] = replica.catalog.matcher.match(EVENT)
+    assert rule.payload is second
+    restarted = Replica(pool, replica.folder)
+    await restarted.catalog.load()
+    old = await restarted.catalog.revision(first.id)
+    assert (old.number, old.workflow.definition) == (1, first.workflow.definition)
+    replica.write("a.yaml", yaml(text="a"))
+    await replica.catalog.refresh()
+    assert (await replica.catalog.get("one")).number == 1
+
+
+async def test_what_has_not_changed_changes_nothing(replica: Replica, pool: Pool) -> None:
+    replica.write("a.yaml", yaml())
+    await replica.catalog.load()
+    store = DefinitionStore(pool)
+    version = await store.version()
+    replica.write("a.yaml", yaml() + "# a comment\n")
+    await replica.catalog.refresh()
+    await Replica(pool, replica.folder).catalog.load()
+    assert await store.version() == version
+    assert (await replica.catalog.get("one")).number == 1
+
+
+async def test_a_broken_file_leaves_the_last_good_revision(
+    replica: Replica, pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica.write("a.yaml", yaml())
+    await replica.catalog.load()
+    replica.write("a.yaml", yaml().replace("text:", "txt:"))
+    await replica.catalog.refresh()
+    assert replica.matching() == ["one"]
+    [problem] = [p for p in replica.catalog.broken["a.yaml"].problems if "unknown" in p.message]
+    assert (problem.line, problem.column, problem.key) == (6, 12, "steps[0].with.txt")
+    assert (
+        f"{replica.folder}/workflows/a.yaml:6:12: steps[0].with.txt: unknown key 'txt'; did you mean text?"
+        in caplog.text
+    )
+    restarted = Replica(pool, replica.folder)
+    await restarted.catalog.load()
+    assert restarted.matching() == ["one"]
+    replica.write("a.yaml", yaml(text="mended"))
+    await replica.catalog.refresh()
+    assert not replica.catalog.broken
+    assert (await replica.catalog.get("one")).number == 2
+
+
+async def test_a_removed_or_renamed_workflow_is_disabled(replica: Replica, pool: Pool) -> None:
+    replica.write("a.yaml", yaml("one"))
+    replica.write("b.yaml", yaml("two"))
+    await replica.catalog.load()
+    replica.remove("b.yaml")
+    replica.write("a.yaml", yaml("uno"))
+    await replica.catalog.refresh()
+    assert replica.matching() == ["uno"]
+    assert (await replica.catalog.get("two")).number == 1
+    replica.remove("a.yaml")
+    restarted = Replica(pool, replica.folder)
+    await restarted.catalog.load()
+    assert restarted.matching() == []
+    replica.write("b.yaml", yaml("two"))
+    await replica.catalog.refresh()
+    assert replica.matching() == ["two"]
+
+
+async def test_without_the_folder_nothing_is_disabled(replica: Replica, pool: Pool, tmp_path: Path) -> None:
+    replica.write("a.yaml", yaml())
+    await replica.catalog.load()
+    other = Replica(pool, tmp_path / "nowhere")
+    await other.catalog.load()
+    assert other.matching() == ["one"]
+
+
+async def test_two_files_of_one_name(replica: Replica) -> None:
+    replica.write("a.yaml", yaml(text="a"))
+    replica.write("b.yaml", yaml(text="b"))
+    await replica.catalog.load()
+    assert [*replica.catalog.broken] == ["b.yaml"]
+    assert (await replica.catalog.get("one")).workflow.definition == definition(text="a")
+    replica.remove("a.yaml")
+    await replica.catalog.refresh()
+    assert not replica.catalog.broken
+    assert replica.matching() == ["one"]
+    assert (await replica.catalog.get("one")).workflow.definition == definition(text="b")
+
+
+async def test_put_reaches_other_replicas(replica: Replica, pool: Pool, tmp_path: Path) -> None:
+    other = Replica(pool, tmp_path / "other")
+    await replica.catalog.load()
+    await other.catalog.load()
+    revision = await replica.catalog.put(definition())
+    assert (revision.number, revision.workflow.name) == (1, "one")
+    assert replica.matching() == ["one"]
+    assert other.matching() == []
+    await other.catalog.refresh()
+    assert other.matching() == ["one"]
+    assert (await replica.catalog.put(definition())).id == revision.id
+    assert (await replica.catalog.put(definition(text="b"))).number == 2
+    assert (await replica.catalog.put(definition(enabled=False))).number == 3
+    assert replica.matching() == []
+
+
+async def test_put_refuses(replica: Replica) -> None:
+    replica.write("a.yaml", yaml())
+    await replica.catalog.load()
+    with pytest.raises(Conflict, match="defined by a file"):
+        await replica.catalog.put(definition(text="b"))
+    with pytest.raises(DefinitionError, match="unknown action"):
+        await replica.catalog.put({**definition("two"), "steps": [{"id": "s", "action": "note2"}]})
+    with pytest.raises(NotFound):
+        await replica.catalog.get("two")
+    with pytest.raises(NotFound):
+        await replica.catalog.revision(999)
+
+
+async def test_another_dialect_is_kept_as_it_was_written(replica: Replica, pool: Pool) -> None:
+    steps = [{"id": "s", "type": "auto_action", "actions": [{"type": "note", "config": {"text": "Hi {name}"}}]}]
+    document = {"name": "d", "definition": {"trigger": {"type": "t"}, "initial_step_id": "s", "steps": steps}}
+    await replica.catalog.load()
+    revision = await replica.catalog.put(document)
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT source::json FROM revisions WHERE id = %s", (revision.id,))
+        assert await cursor.fetchone() == (document,)
+    assert replica.matching() == ["d"]
+
+
+async def test_a_vanished_action_is_no_obstacle(replica: Replica, pool: Pool, tmp_path: Path) -> None:
+    await replica.catalog.load()
+    revision = await replica.catalog.put(definition())
+    without = Replica(pool, tmp_path / "other", actions={})
+    await without.catalog.load()
+    assert without.matching() == ["one"]
+    assert (await without.catalog.revision(revision.id)).workflow.steps[0].action == "note"
+
+
+async def test_many_definitions_are_stored_at_once(replica: Replica) -> None:
+    for number in range(300):
+        replica.write(f"w{number}.json", yaml(f"w{number}", event=f"t{number}"))
+    await replica.catalog.load()
+    assert len(replica.catalog.workflows()) == 300
+
+
+async def test_who_changed_what_is_recorded(replica: Replica, pool: Pool) -> None:
+    replica.write("a.yaml", yaml())
+    await replica.catalog.load()
+    await replica.catalog.put(definition("two"), actor="key:ops")
+    async with pool.connection() as connection:
+        cursor = await connection.execute("SELECT actor, action, subject FROM audit_log ORDER BY id")
+        assert await cursor.fetchall() == [("files", "put workflow", "one"), ("key:ops", "put workflow", "two")]
