@@ -116,7 +116,8 @@ class HttpServer:
 
 def _is_about_us(record: logging.LogRecord) -> bool:
     """Bad requests are answered, not logged: strangers would fill the log. Nor is uvicorn's own progress."""
-    return record.levelno >= logging.ERROR
+    cancelled = record.exc_info is not None and record.exc_info[0] is asyncio.CancelledError  # by our own stop
+    return record.levelno >= logging.ERROR and not cancelled
 
 
 def _listen(host: str, port: int) -> socket.socket:
