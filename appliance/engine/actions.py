@@ -34,7 +34,8 @@ Kind = Literal["rejected", "retry", "error", "timeout", "invalid-params", "unkno
 MAX_ERROR = 2000
 """Longest error text that is kept, in characters."""
 
-log = logging.getLogger(__name__)
+MAX_AFTER_S = 86_400.0
+"""Longest wait that another side's Retry-After can ask for, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ Result = Succeeded | Failed
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
+    name: str
     action: Action
     is_async: bool
     timeout_s: float
@@ -150,7 +152,8 @@ class ActionRunner:
     async def _invoke(self, prepared: _Prepared, params: Params, context: Context, limit_s: float) -> Any:
         call = prepared.action.run
         if prepared.is_async:
-            return await self._isolation.coroutine(lambda: call(params, context), limit_s)
+            name = f"action {prepared.name} (step {context.step} of run {context.run.id})"
+            return await self._isolation.coroutine(lambda: call(params, context), limit_s, name)
         return await self._isolation.function(lambda: call(params, context), limit_s)
 
     def _judge(self, prepared: _Prepared, outcome: Any) -> Result:
@@ -175,6 +178,7 @@ class ActionRunner:
             return Failed("; ".join(leaf.reason for leaf in rejects), False, "rejected")
         if retries := [leaf for leaf in leaves if isinstance(leaf, Retry)]:
             after = max((leaf.after_s for leaf in retries if leaf.after_s is not None), default=None)
+            after = min(after, MAX_AFTER_S) if after is not None else None
             return Failed("; ".join(leaf.reason for leaf in retries), True, "retry", after)
         text = "; ".join(_describe(leaf) for leaf in leaves)
         # At debug only: a poison message would fill the log with its traceback on every attempt.
@@ -204,6 +208,7 @@ class ActionRunner:
 
 def _prepare(name: str, action: Action, default_s: float) -> _Prepared:
     return _Prepared(
+        name=name,
         action=action,
         is_async=_is_async(action.run),
         timeout_s=action.timeout.total_seconds() if action.timeout is not None else default_s,

@@ -41,9 +41,12 @@ class Isolation:
         """How many actions are still running although their attempt is over."""
         return len(self._abandoned)
 
-    async def coroutine(self, start: Callable[[], Awaitable[Any]], timeout_s: float) -> Any:
-        """What the coroutine returned, or :class:`Raised`; raises Deadline. Cancelling this cancels the coroutine."""
-        task = asyncio.get_running_loop().create_task(_guarded(start))
+    async def coroutine(self, start: Callable[[], Awaitable[Any]], timeout_s: float, name: str) -> Any:
+        """What the coroutine returned, or :class:`Raised`; raises Deadline. Cancelling this cancels the coroutine.
+
+        ``name`` is its task's, by which the watchdog of the event loop names it.
+        """
+        task = asyncio.get_running_loop().create_task(_guarded(start), name=name)
         try:
             await asyncio.sleep(0)  # an instant coroutine is over after this, without the price of a timer
             if not task.done():

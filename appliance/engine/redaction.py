@@ -32,21 +32,22 @@ class Redaction:
 
     def data(self, value: Any, raw: bytes) -> Any:
         """JSON data with the secrets in its texts masked; ``raw`` is the same as orjson writes it."""
-        return self._masked(value) if any(encoded in raw for encoded in self._encoded) else value
+        return self.masked(value) if any(encoded in raw for encoded in self._encoded) else value
 
     def logger(self, logger: logging.Logger, extra: Mapping[str, Any]) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger for plugins whose messages are masked."""
-        return _MaskedLogger(logger, extra, self) if self._secrets else logging.LoggerAdapter(logger, extra)
+        """A logger for one attempt: ``extra`` stands in every line, and secrets are masked in all that it writes."""
+        return _AttemptLogger(logger, extra, self)
 
-    def _masked(self, value: Any) -> Any:
+    def masked(self, value: Any) -> Any:
+        """JSON data with the secrets in its texts masked."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return {self.text(name): self._masked(inner) for name, inner in value.items()}
-        return [self._masked(inner) for inner in value] if isinstance(value, list) else value
+            return {self.text(name): self.masked(inner) for name, inner in value.items()}
+        return [self.masked(inner) for inner in value] if isinstance(value, list) else value
 
 
-class _MaskedLogger(logging.LoggerAdapter[logging.Logger]):
+class _AttemptLogger(logging.LoggerAdapter[logging.Logger]):
     def __init__(self, logger: logging.Logger, extra: Mapping[str, Any], redaction: Redaction) -> None:
         super().__init__(logger, extra)
         self._redaction = redaction
@@ -57,8 +58,11 @@ class _MaskedLogger(logging.LoggerAdapter[logging.Logger]):
         text = str(msg) % args if args else str(msg)
         if error := kwargs.pop("exc_info", None):
             text += "\n" + _traceback(error)
+        given = {name: self._redaction.masked(value) for name, value in (kwargs.get("extra") or {}).items()}
+        # Past LoggerAdapter, which would drop what the caller gave as extra.
+        kwargs["extra"] = {**given, **(self.extra or {})}
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
-        super().log(level, "%s", self._redaction.text(text), **kwargs)
+        self.logger.log(level, "%s", self._redaction.text(text), **kwargs)
 
 
 def _traceback(error: Any) -> str:

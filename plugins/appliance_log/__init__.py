@@ -34,10 +34,10 @@ class Log(Params):
 
 async def run(params: Log, ctx: Context) -> dict[str, Any]:
     """Write a line to the log."""
-    text = params.message.translate(_VISIBLE)
-    fields = " ".join(f"{name}={value!r}" for name, value in params.fields.items()).translate(_VISIBLE)
-    ctx.log.log(_LEVELS[params.level], "%s", f"{text} {fields}" if fields else text)
-    return {"message": params.message, "level": params.level}
+    line = params.message.translate(_VISIBLE)
+    extra = {"fields": params.fields} if params.fields else None
+    ctx.log.log(_LEVELS[params.level], "%s", line, extra=extra)
+    return {"message": line, "level": params.level}
 
 
 action = Action(params=Log, run=run, description="Write a line to the log.")

@@ -135,6 +135,21 @@ async def test_reject_is_final_and_retry_says_when() -> None:
     assert await Harness(retry).attempt() == Failed("busy", True, "retry", 7.0)
 
 
+async def test_nobody_can_ask_for_a_retry_after_the_end_of_days() -> None:
+    async def act(params: NoParams, ctx: Context) -> None:
+        raise Retry("busy", after="9" * 400)
+
+    assert (await failed(Harness(act))).after_s == 86_400
+
+
+async def test_the_task_is_named_after_the_action() -> None:
+    async def act(params: NoParams, ctx: Context) -> str:
+        task = asyncio.current_task()
+        return task.get_name() if task is not None else ""
+
+    assert await Harness(act).attempt() == Succeeded(f"action act (step greet of run {RUN.id})")
+
+
 async def test_the_verdict_inside_an_exception_group_counts() -> None:
     async def act(params: NoParams, ctx: Context) -> None:
         async with asyncio.TaskGroup() as group:
@@ -456,7 +471,7 @@ async def test_a_plain_function_can_not_deliver() -> None:
 
 async def test_secrets_stay_out_of_output_errors_and_log(caplog: pytest.LogCaptureFixture) -> None:
     async def act(params: NoParams, ctx: Context) -> Any:
-        ctx.log.warning("using %s", ctx.secrets["token"])
+        ctx.log.warning("using %s", ctx.secrets["token"], extra={"fields": {"again": [ctx.secrets["token"]]}})
         if ctx.secrets["token"] == 'pass"word':
             return {"echo": f"it is {ctx.secrets['token']}", "n": 1}
         raise ValueError(ctx.secrets["token"])
@@ -469,6 +484,12 @@ async def test_secrets_stay_out_of_output_errors_and_log(caplog: pytest.LogCaptu
     assert raised.error == "ValueError: [secret]"
     assert "hunter2" not in caplog.text
     assert 'pass"word' not in caplog.text
+    assert {key: vars(caplog.records[0])[key] for key in ("fields", "action", "run", "step")} == {
+        "fields": {"again": ["[secret]"]},
+        "action": "act",
+        "run": RUN.id,
+        "step": "greet",
+    }
 
 
 async def test_an_action_gets_its_resource_and_fails_retryably_without_it(tmp_path: Path) -> None:
