@@ -63,7 +63,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
 
     def __init__(self) -> None:
-        super().__init__(undefined=Undefined, autoescape=False, optimized=False, finalize=as_text, cache_size=0)
+        super().__init__(
+            undefined=Undefined,
+            autoescape=False,
+            optimized=False,
+            finalize=as_text,
+            cache_size=0,
+            keep_trailing_newline=True,
+        )
         self.globals = {}
         self.filters = {name: FILTERS[name] for name in _PLAIN_FILTERS.split()}
         self.filters |= {name: _charged(FILTERS[name]) for name in ("replace", "urlencode", "e", "escape")}

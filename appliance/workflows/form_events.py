@@ -217,7 +217,8 @@ def _text(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    return re.sub(r"\{(?=[{%#])", "{{ '{' }}", text)
+    # At its end, too: a placeholder may follow.
+    return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
 
 
 def _lookup(path: str) -> str:

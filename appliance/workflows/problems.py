@@ -18,13 +18,21 @@ def details_of(error: ValidationError) -> list[ErrorDetails]:
 
 
 def from_details(details: list[ErrorDetails], value: Any, key: str = "", known: Iterable[str] = ()) -> list[Problem]:
-    """A problem for each place in ``value`` (below ``key``) that is wrong; of several for one place, the first."""
+    """A problem for each place in ``value`` (below ``key``) that is wrong.
+
+    Where one of several forms would do, pydantic complains about all of them: a complaint about the kind of value gives
+    way to one about what is in it.
+    """
     problems: dict[str, Problem] = {}
+    about_kind: set[str] = set()
     for detail in details:
         place = dotted(key, existing(detail, value))
-        if place not in problems:
+        kind = detail["type"].endswith("_type")
+        if place not in problems or (place in about_kind and not kind):
             problems[place] = _problem(detail, place, tuple(known))
-    return list(problems.values())
+            (about_kind.add if kind else about_kind.discard)(place)
+    within = {place for place in about_kind if any(other.startswith((f"{place}.", f"{place}[")) for other in problems)}
+    return [problem for place, problem in problems.items() if place not in within]
 
 
 def existing(detail: ErrorDetails, value: Any) -> tuple[str | int, ...]:
