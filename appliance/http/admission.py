@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from appliance.events import Event
+from appliance.http.meters import count_accepted
 from appliance.http.problems import too_large
 from appliance.http.rate import TokenBucket
 from appliance.http.services import AcceptedEvent, Submitter
@@ -28,4 +29,6 @@ class Admission:
 
     async def submit(self, event: Event, priority: str = "normal") -> AcceptedEvent:
         """Put the event into the stream; raises Unavailable, or Malformed when it is too large."""
-        return await self._producer.submit(event, priority)
+        accepted = await self._producer.submit(event, priority)
+        count_accepted(accepted, priority)
+        return accepted

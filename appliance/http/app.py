@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from appliance.http.auth import Authenticator
 from appliance.http.body import Disconnected
 from appliance.http.explanations import Explanations
 from appliance.http.ingest import Ingest
+from appliance.http.meters import NO_ROUTE, RouteMeter
 from appliance.http.openapi import document_of
 from appliance.http.operations import Handler, Operation
 from appliance.http.pages import index_page
@@ -28,6 +30,7 @@ from appliance.http.problems import HttpProblem, problem_of, problem_of_status
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.services import Services
 from appliance.http.submit import Submit
+from appliance.observe.metrics import METRICS
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class Application:
     def __init__(self, services: Services) -> None:
         authenticator = Authenticator(services.api_key)
         self.operations = (*_operations(services), *self._own())
-        handlers = {op: _answering(_authorized(op, authenticator)) for op in self.operations}
+        handlers = {op: _answering(op, _authorized(op, authenticator)) for op in self.operations}
         self._direct = {op.path: handlers[op] for op in self.operations if op.method == "POST" and op.path in DIRECT}
         self._document = document_of(self.operations)
         errors: dict[Any, Any] = {HTTPException: _framework_error}
@@ -116,24 +119,30 @@ def _authorized(operation: Operation, authenticator: Authenticator) -> Handler:
     return handle
 
 
-def _answering(handler: Handler) -> Handler:
-    """The handler with its errors made answers. An unexpected one is logged, and tells the client nothing."""
+def _answering(operation: Operation, handler: Handler) -> Handler:
+    """The handler, timed, with its errors made answers."""
+    meter = RouteMeter(operation.method, operation.path)
 
     async def handle(request: Request) -> Reply:
+        started = time.perf_counter()
         try:
-            return await handler(request)
+            reply = await handler(request)
         except Disconnected:
             return _NOBODY
-        except ApplianceError as error:
-            problem = problem_of(error)
-            if problem.code == "internal":
-                log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-            return problem_reply(problem)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.url.path)
-            return problem_reply(HttpProblem("internal", "The request failed; the log says why."))
+        except Exception as error:
+            reply = _refusal(request, error)
+        meter.answered(reply.status, time.perf_counter() - started)
+        return reply
 
     return handle
+
+
+def _refusal(request: Request, error: Exception) -> Reply:
+    """The problem that an error is. An unexpected one is logged, and tells the client nothing."""
+    if isinstance(error, ApplianceError) and (problem := problem_of(error)).code != "internal":
+        return problem_reply(problem)
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem_reply(HttpProblem("internal", "The request failed; the log says why."))
 
 
 _NOBODY = Reply(400, b"", ())
@@ -165,4 +174,10 @@ async def _framework_error(request: Request, error: Exception) -> Reply:
     assert isinstance(error, HTTPException)  # noqa: S101  # what it is registered for
     detail = {404: "There is nothing at this path.", 405: f"{request.method} does not work here."}
     text = detail.get(error.status_code, error.detail)
+    METRICS.http_requests.labels(NO_ROUTE, _known_method(request.method), str(error.status_code)).inc()
     return problem_reply(problem_of_status(error.status_code, text, error.headers or {}))
+
+
+def _known_method(method: str) -> str:
+    """A label takes few values, and the method is whatever a stranger sends."""
+    return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"

@@ -13,6 +13,7 @@ from appliance.events import PRIORITIES, Event
 from appliance.http.admission import Admission
 from appliance.http.body import read_body
 from appliance.http.cloudevents import BATCH, PLAIN, STRUCTURED, decode_events
+from appliance.http.meters import counting_refusals
 from appliance.http.operations import Operation, Parameter
 from appliance.http.problems import HttpProblem, parameter_problem, problem_of
 from appliance.http.reply import Reply, json_reply
@@ -48,6 +49,10 @@ class Ingest:
         priority = request.query_params.get("priority", "normal")
         if priority not in PRIORITIES:
             raise parameter_problem("priority", f"expected one of {', '.join(PRIORITIES)}.")
+        with counting_refusals():
+            return await self._take_in(request, priority)
+
+    async def _take_in(self, request: Request, priority: str) -> Reply:
         body = await read_body(request.scope, request.receive, self._settings.max_body_bytes)
         decoded = decode_events(request.scope, body, self._settings)
         if decoded.batch:

@@ -8,15 +8,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from appliance.errors import ApplianceError, Malformed
+from appliance.errors import Malformed
 from appliance.events import Event, dumps, now_text
 from appliance.http.admission import Admission
-from appliance.http.body import Disconnected, decode_json, header, media_type, read_body
+from appliance.http.body import decode_json, header, media_type, read_body
 from appliance.http.forms import MULTIPART, URLENCODED, decode_form
 from appliance.http.idempotency import checked_key, key_of
+from appliance.http.meters import counting_refusals
 from appliance.http.operations import Operation
 from appliance.http.pages import message_page, problem_page
-from appliance.http.problems import HttpProblem, attribute_problem, problem_of
+from appliance.http.problems import HttpProblem, attribute_problem
 from appliance.http.redirects import allowed_redirect
 from appliance.http.reply import RawHeaders, Reply, see_other
 from appliance.http.services import AcceptedEvent
@@ -81,18 +82,18 @@ class Submit:
         content_type = header(request.scope, b"content-type")
         kind = media_type(content_type)
         if kind in _JSON_TYPES:
-            return await self._submit_json(request)
+            with counting_refusals():
+                return await self._submit_json(request)
         if kind not in (URLENCODED, MULTIPART):
             raise HttpProblem("unsupported-media-type", f"Send application/json, {URLENCODED} or {MULTIPART}.")
         html = prefers_html(header(request.scope, b"accept"))
         try:
-            return await self._submit_form(request, kind, content_type or "", html)
-        except Disconnected:
-            raise
-        except ApplianceError as error:
+            with counting_refusals():
+                return await self._submit_form(request, kind, content_type or "", html)
+        except HttpProblem as problem:
             if not html:
                 raise
-            return problem_page(problem_of(error))
+            return problem_page(problem)
 
     async def _submit_json(self, request: Request) -> Reply:
         body = await read_body(request.scope, request.receive, self._settings.max_body_bytes)
