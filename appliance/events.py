@@ -146,7 +146,7 @@ def from_cloudevent(document: Any, *, uid: str | None = None, key: str | None = 
         id=event_id,
         source=source,
         type=_text(document, "type"),
-        time=_time(document.get("time")),
+        time=_own_time(document.get("time")) if uid is not None else _time(document.get("time")),
         subject=_text(document, "subject") if document.get("subject") is not None else None,
         data=document.get("data"),
         attributes=_attributes(document),
@@ -286,6 +286,17 @@ def _time(value: Any) -> str:
         return format_time(datetime.fromisoformat(value.upper()))
     except (ValueError, OverflowError):
         raise Malformed(f"time: no such time: {value}", code="attribute") from None
+
+
+def _own_time(value: Any) -> str:
+    """As :func:`_time`, with a short way for what :func:`format_time` wrote."""
+    if isinstance(value, str) and len(value) == 24 and value[-1] == "Z" and value[10] == "T":
+        try:
+            datetime.fromisoformat(value)
+        except ValueError:
+            return _time(value)
+        return value
+    return _time(value)
 
 
 def _attributes(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class StreamSettings(Section):
 class EngineSettings(Section):
     """Running workflows."""
 
-    concurrency: int = Field(256, ge=1, le=100_000, description="Entries worked on at once by this replica.")
+    concurrency: int = Field(512, ge=1, le=100_000, description="Entries worked on at once by this replica.")
     max_held: int = Field(1000, ge=0, description="Entries held for a retry; beyond it a retry is parked as a timer.")
     park_after: Duration = Field(timedelta(seconds=60), description="A longer backoff or delay is parked as a timer.")
     action_timeout: Duration = Field(timedelta(seconds=30), description="Time limit of one attempt, if none is given.")

@@ -223,9 +223,7 @@ class Supervisor:
             self.watch(monitor.run_forever(), "health"),
             self.watch(self._housekeep_forever(replica.pool), "housekeeping"),
         ]
-        gc.collect()
-        gc.freeze()  # what is there now stays: the collector needn't look at it again
-        gc.set_threshold(50_000, 20, 20)
+        tune_collector()
         monitor.started = True
         self._starting = False
         datadir.announce(server.url, __version__)
@@ -295,6 +293,16 @@ async def run(settings: Settings) -> int:
     except Unavailable as error:
         log.critical("%s", error)
         return EXIT_UNAVAILABLE
+
+
+def tune_collector() -> None:
+    """What is there after the start stays, so the collector needn't look at it again, and looks more rarely.
+
+    With the defaults it takes 13 % of the time in batches of 500 entries.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 async def patiently(what: str, attempt: Callable[[], Awaitable[Any]]) -> Any:

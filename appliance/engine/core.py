@@ -7,7 +7,6 @@ cheap. The shell (``engine/executor.py``) carries out the command and comes back
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,10 +86,10 @@ def _delay(workflow: Workflow, view: View, state: RunState, fresh: StepState, no
         rendered = step.delay.render(scope) if step.delay is not None else {"for": 0}
         due = due_at(rendered, datetime.fromtimestamp(now, UTC)).timestamp()
     except TemplateError as error:
-        return _give_up(workflow, view, state, replace(fresh, error=str(error)), now)
+        return _give_up(workflow, view, state, fresh._replace(error=str(error)), now)
     if due <= now:
-        return _leave(workflow, view, state, replace(fresh, status=SUCCEEDED, finished_at=now, due_at=due), now)
-    return state.with_step(replace(fresh, status=WAITING, due_at=due), status=WAITING), WaitUntil(fresh.key, due)
+        return _leave(workflow, view, state, fresh._replace(status=SUCCEEDED, finished_at=now, due_at=due), now)
+    return state.with_step(fresh._replace(status=WAITING, due_at=due), status=WAITING), WaitUntil(fresh.key, due)
 
 
 def _resume(workflow: Workflow, view: View, state: RunState, now: float) -> tuple[RunState, Command]:
@@ -100,9 +99,9 @@ def _resume(workflow: Workflow, view: View, state: RunState, now: float) -> tupl
     if current.status in (WAITING, RETRYING) and current.due_at is not None and current.due_at > now:
         return state, WaitUntil(current.key, current.due_at)
     if current.status == WAITING:
-        return _leave(workflow, view, state, replace(current, status=SUCCEEDED, finished_at=now), now)
+        return _leave(workflow, view, state, current._replace(status=SUCCEEDED, finished_at=now), now)
     attempt = current.attempt + 1 if current.status == RETRYING else max(1, current.attempt)
-    again = replace(current, status=RUNNING, attempt=attempt, started_at=now, due_at=None)
+    again = current._replace(status=RUNNING, attempt=attempt, started_at=now, due_at=None)
     if _step(workflow, again).kind == "delay":
         return _delay(workflow, view, state, again, now)
     return state.with_step(again, status=RUNNING), RunAction(again.key, again.step, again.attempt)
@@ -113,8 +112,8 @@ def _retry(state: RunState, now: float) -> tuple[RunState, Command]:
     if state.status != FAILED or state.at is None:
         return state, Finish()
     failed = state.steps[state.at]
-    due = replace(
-        failed, status=RETRYING, attempt=0, first_at=now, started_at=None, finished_at=None, due_at=now, error=None
+    due = failed._replace(
+        status=RETRYING, attempt=0, first_at=now, started_at=None, finished_at=None, due_at=now, error=None
     )
     return state.with_step(due, status=RETRYING, error=None, finished_at=None), WaitUntil(due.key, now)
 
@@ -122,7 +121,7 @@ def _retry(state: RunState, now: float) -> tuple[RunState, Command]:
 def _succeeded(
     workflow: Workflow, view: View, state: RunState, given: ActionSucceeded, now: float
 ) -> tuple[RunState, Command]:
-    done = replace(_current(state, given.key), status=SUCCEEDED, finished_at=now, output=given.output, error=None)
+    done = _current(state, given.key)._replace(status=SUCCEEDED, finished_at=now, output=given.output, error=None)
     return _leave(workflow, view, state, done, now)
 
 
@@ -131,11 +130,11 @@ def _failed(
 ) -> tuple[RunState, Command]:
     current = _current(state, given.key)
     step = _step(workflow, current)
-    failed = replace(current, error=given.error)
+    failed = current._replace(error=given.error)
     due = _next_attempt(step, current, given, now) if given.retryable else None
     if due is None:
         return _give_up(workflow, view, state, failed, now)
-    waiting = replace(failed, status=RETRYING, due_at=due)
+    waiting = failed._replace(status=RETRYING, due_at=due)
     return state.with_step(waiting, status=RETRYING), WaitUntil(waiting.key, due)
 
 
@@ -156,10 +155,10 @@ def _give_up(
 ) -> tuple[RunState, Command]:
     """No further attempt: go where ``on_error`` points, or fail the run."""
     step = _step(workflow, failed)
-    failed = replace(failed, status=FAILED, finished_at=now, due_at=None)
+    failed = failed._replace(status=FAILED, finished_at=now, due_at=None)
     state = state.with_step(failed)
     if step.on_error is None:
-        ended = replace(state, status=FAILED, at=failed.key, error=failed.error, finished_at=now)
+        ended = state._replace(status=FAILED, at=failed.key, error=failed.error, finished_at=now)
         return ended, Finish(dead=failed.key)
     if step.on_error == CONTINUE:
         return _leave(workflow, view, state, failed, now)
@@ -179,7 +178,7 @@ def _leave(workflow: Workflow, view: View, state: RunState, done: StepState, now
 
 
 def _finish(state: RunState, status: str, now: float) -> tuple[RunState, Command]:
-    return replace(state, status=status, at=None, finished_at=now), Finish()
+    return state._replace(status=status, at=None, finished_at=now), Finish()
 
 
 def _scope(view: View, state: RunState) -> dict[str, Any]:

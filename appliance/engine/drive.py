@@ -31,7 +31,7 @@ from appliance.engine.state import (
 )
 from appliance.errors import Fenced
 from appliance.events import Event, dumps
-from appliance.identifiers import key_uuid, uuid7
+from appliance.identifiers import uuid7
 from appliance.observe.metrics import METRICS
 from appliance.plugin import RunInfo
 from appliance.store.recorder import Recorder
@@ -79,6 +79,8 @@ class Backoff:
 
     delay_s: float
 
+
+_FINISHED = {status: METRICS.runs_finished.labels(status) for status in TERMINAL}
 
 DriveEnd = Ended | Parked | Backoff
 
@@ -136,7 +138,7 @@ class Driver:
                 case Finish():
                     ended = Ended(dead=command.dead is not None)
                     await self._record(drive, ended, prepare, entry, valid, dead=command.dead)
-                    METRICS.runs_finished.labels(drive.state.status).inc()
+                    _FINISHED[drive.state.status].inc()
                     return ended
 
     def _waiting(self, drive: Drive, command: WaitUntil) -> DriveEnd:
@@ -214,9 +216,9 @@ class Driver:
         change.steps = [_step_row(drive.run_id, s) for k, s in state.steps.items() if before.get(k) is not s]
         if isinstance(end, Parked) and state.at is not None:
             due = state.steps[state.at].due_at
-            change.timers.append(TimerRow(drive.run_id, state.at, due if due is not None else now, drive.priority))
+            change.timers = [TimerRow(drive.run_id, state.at, due if due is not None else now, drive.priority)]
         if dead is not None:
-            change.letters.append(_letter(drive, dead, entry, now))
+            change.letters = [_letter(drive, dead, entry, now)]
         prepare(change, end)
         await self._recorder.record(change)
         drive.version += 1
@@ -225,8 +227,8 @@ class Driver:
 
 
 def idempotency_key(run_id: str, key: str) -> str:
-    """The key that every attempt of step ``key`` of a run hands to what it calls."""
-    return key_uuid(run_id, key)
+    """What every attempt of step ``key`` of a run hands to what it calls: readable, and unique for ever."""
+    return f"{run_id}:{key}"
 
 
 def _unrecorded(drive: Drive) -> bool:
@@ -257,11 +259,10 @@ def _put_run(change: Change, drive: Drive, now: float) -> None:
             error=state.error,
             origin=drive.origin,
         )
-        change.runs.append(row)
+        change.runs = [row]
     else:
-        change.run_updates.append(
-            RunUpdate(drive.run_id, state.status, drive.version + 1, state.finished_at, now, kept, state.error)
-        )
+        update = RunUpdate(drive.run_id, state.status, drive.version + 1, state.finished_at, now, kept, state.error)
+        change.run_updates = [update]
 
 
 def _step_row(run_id: str, s: StepState) -> StepRow:

@@ -74,7 +74,7 @@ class Executor:
         """Keep an entry that can't be handled as a dead letter, byte for byte."""
         change = self._change(entry)
         letter = _entry_letter(entry.priority, self._keys.stream(entry.priority), entry.id, entry.fields, reason)
-        change.letters.append(letter)
+        change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()
         return Settled(INTERNAL if FIELD_WORK in entry.fields else DEAD)
@@ -91,7 +91,7 @@ class Executor:
         rules = self._definitions.matcher.match(view)
         if not rules and prior is None:
             change = self._change(entry)
-            change.events.append(_event_row(entry, event, UNMATCHED))
+            change.events = [_event_row(entry, event, UNMATCHED)]
             await self._recorder.record(change)
             return Settled(UNMATCHED)
         revisions = [rule.payload for rule in rules]
@@ -99,7 +99,7 @@ class Executor:
 
     async def _duplicate(self, entry: Entry, event: Event, first: str) -> Verdict:
         change = self._change(entry)
-        change.duplicates.append(DuplicateRow(event.uid, first, entry.priority, entry.id.decode()))
+        change.duplicates = [DuplicateRow(event.uid, first, entry.priority, entry.id.decode())]
         await self._recorder.record(change)
         return Settled(DUPLICATE)
 
@@ -118,7 +118,7 @@ class Executor:
                     run_id=run_id, revision=revision, event=event, view=view, priority=priority, started_at=now
                 )
                 drives.append(drive)
-                METRICS.runs_started.inc()
+        METRICS.runs_started.inc(len(drives))
         return drives
 
     async def _stored_drive(self, run: StoredRun, event: Event, view: dict[str, Any]) -> Drive:
@@ -147,9 +147,9 @@ class Executor:
             if settled:
                 outcome = DEAD if dead_before or _is_dead(end) else HANDLED
             if not recorded:
-                change.events.append(_event_row(entry, event, outcome))
+                change.events = [_event_row(entry, event, outcome)]
             elif outcome is not None:
-                change.outcomes.append(OutcomeRow(event.uid, outcome))
+                change.outcomes = [OutcomeRow(event.uid, outcome)]
 
         async def run(drive: Drive) -> DriveEnd:
             nonlocal recorded
@@ -166,7 +166,7 @@ class Executor:
         outcome = DEAD if dead_before or any(map(_is_dead, ends)) else HANDLED
         if not sole:
             change = self._change(entry)
-            change.outcomes.append(OutcomeRow(event.uid, outcome))
+            change.outcomes = [OutcomeRow(event.uid, outcome)]
             await self._recorder.record(change)
         return Settled(outcome)
 
@@ -184,9 +184,9 @@ class Executor:
 
         def prepare(change: Change, end: DriveEnd | None) -> None:
             if _is_dead(end):
-                change.outcomes.append(OutcomeRow(event.uid, DEAD))
+                change.outcomes = [OutcomeRow(event.uid, DEAD)]
             elif work.reopens and end is not None and not isinstance(end, Backoff):
-                change.outcomes.append(OutcomeRow(event.uid, HANDLED))
+                change.outcomes = [OutcomeRow(event.uid, HANDLED)]
 
         end = await self._driver.run(drive, Resumed(), prepare, _place(entry), lambda: self._leases.holds(entry))
         if isinstance(end, Backoff):
@@ -217,7 +217,7 @@ class Executor:
             verdict = await self._event(entry, decode_entry(*origin, fields))
         except (Malformed, Refused) as error:
             change = self._change(entry)
-            change.letters.append(_entry_letter(letter.stream, *origin, fields, str(error)))
+            change.letters = [_entry_letter(letter.stream, *origin, fields, str(error))]
             await self._recorder.record(change)
             verdict = Settled(DEAD)
         return verdict if isinstance(verdict, Later) or work.reopens else Settled(INTERNAL)

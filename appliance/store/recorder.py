@@ -66,7 +66,8 @@ class Recorder:
     async def _flush(self, batch: list[Change]) -> list[BaseException | None]:
         METRICS.commit_batch.observe(len(batch))
         faultpoints.hit("before_commit")
-        answers = await self._commit(batch)
+        with METRICS.commit_seconds.time():
+            answers = await self._commit(batch)
         faultpoints.hit("after_commit")
         return answers
 

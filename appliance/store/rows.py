@@ -5,8 +5,8 @@ Times are Unix seconds (float), ids are UUID texts, JSON is text: what turns int
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -150,14 +150,14 @@ class Change:
     ``valid`` is asked again right before each try: a change whose lease was lost is dropped (Fenced).
     """
 
-    events: list[EventRow] = field(default_factory=list)
-    runs: list[RunRow] = field(default_factory=list)
-    run_updates: list[RunUpdate] = field(default_factory=list)
-    steps: list[StepRow] = field(default_factory=list)
-    attempts: list[AttemptRow] = field(default_factory=list)
-    timers: list[TimerRow] = field(default_factory=list)
-    deliveries: list[DeliveryRow] = field(default_factory=list)
-    letters: list[LetterRow] = field(default_factory=list)
-    duplicates: list[DuplicateRow] = field(default_factory=list)
-    outcomes: list[OutcomeRow] = field(default_factory=list)
+    events: Sequence[EventRow] = ()
+    runs: Sequence[RunRow] = ()
+    run_updates: Sequence[RunUpdate] = ()
+    steps: Sequence[StepRow] = ()
+    attempts: Sequence[AttemptRow] = ()
+    timers: Sequence[TimerRow] = ()
+    deliveries: Sequence[DeliveryRow] = ()
+    letters: Sequence[LetterRow] = ()
+    duplicates: Sequence[DuplicateRow] = ()
+    outcomes: Sequence[OutcomeRow] = ()
     valid: Callable[[], bool] = _always

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -134,7 +133,7 @@ def _run(row: Sequence[Any], steps: Iterable[StepState], delivered: Mapping[str,
     run_id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, priority, state, error = row
     kept = orjson.loads(state) if state else {}
     first = kept.get("first_at", {})
-    visits = {s.key: dataclasses.replace(s, first_at=first.get(s.key, s.started_at)) for s in steps}
+    visits = {s.key: s._replace(first_at=first.get(s.key, s.started_at)) for s in steps}
     return StoredRun(
         id=run_id,
         event_uid=event_uid,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
@@ -270,8 +270,7 @@ class Consumer:
             if not self._leases.holds(entry):
                 METRICS.leases_lost.inc()
                 return
-            if await self._settlers[entry.priority].submit((entry.id, verdict.outcome)):
-                METRICS.entries_settled.labels(verdict.outcome.partition(">")[2] or verdict.outcome).inc()
+            await self._settlers[entry.priority].submit((entry.id, verdict.outcome))
         except (rx.RedisError, OSError) as error:
             self.complain("acknowledging", error)
         finally:
@@ -282,6 +281,9 @@ class Consumer:
             faultpoints.hit("before_ack")
             lost = await self._group.settle(priority, batch)
             faultpoints.hit("after_ack")
+            settled = Counter(outcome.rpartition(">")[2] for entry_id, outcome in batch if entry_id not in lost)
+            for outcome, number in settled.items():
+                METRICS.entries_settled.labels(outcome).inc(number)
             return [entry_id not in lost for entry_id, _ in batch]
 
         return flush

@@ -53,7 +53,7 @@ async def servers() -> AsyncIterator[Servers]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         async with start_valkey(path / "v") as valkey, start_postgres(path / "p", durable=True) as postgres:
-            path.chmod(0o711)
+            path.chmod(0o711)  # noqa: ASYNC240
             yield Servers(valkey.url, postgres)
 
 

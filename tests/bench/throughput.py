@@ -11,6 +11,7 @@ import redis.asyncio
 
 from appliance.settings import StoreSettings
 from appliance.store.pool import open_connection
+from appliance.supervisor import tune_collector
 from tests.bench.stand import Servers, count, entries, fill, flush, replica, until
 
 RAW_BATCH = 100
@@ -75,6 +76,7 @@ async def ours(stand: Servers, number: int, definitions: list[dict[str, Any]]) -
     """Events/s from the first read to the last acknowledge: event, run and step recorded for each."""
     async with replica(stand, definitions) as (made, database_url):
         await fill(stand.redis_url, made.keys.stream("normal"), entries(number))
+        tune_collector()
         began = time.perf_counter()
         reading = asyncio.create_task(made.consumer.read_forever())
 
