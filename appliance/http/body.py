@@ -8,7 +8,7 @@ import orjson
 from starlette.types import Receive, Scope
 
 from appliance.errors import ApplianceError, Malformed
-from appliance.events import contains_nul
+from appliance.events import contains_nul, deeper_than
 from appliance.http.problems import HttpProblem, too_large
 
 _UTF8 = frozenset({"utf-8", "utf8", "us-ascii"})
@@ -67,8 +67,7 @@ def decode_json(raw: bytes, max_depth: int) -> Any:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise _undecodable(raw, error) from None
-    # Each level needs its own bracket, so few brackets prove that it is shallow: nearly always enough.
-    if raw.count(b"{") + raw.count(b"[") > max_depth and _deeper_than(value, max_depth):
+    if deeper_than(value, max_depth, raw):
         raise Malformed(f"nested deeper than {max_depth} levels", code="too-deep")
     if b"\\u0000" in raw and contains_nul(value):
         raise Malformed("the text contains NUL (\\u0000), which can't be stored", code="nul-character")
@@ -83,20 +82,6 @@ def _undecodable(raw: bytes, error: orjson.JSONDecodeError) -> Malformed:
     except UnicodeDecodeError:
         return Malformed("the body is not UTF-8", code="not-utf8")
     return Malformed(f"not JSON: {error}", code="not-json")
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    """Whether containers are nested in more than ``levels`` levels, one level at a time."""
-    layer = [value] if isinstance(value, dict | list) else []
-    for _ in range(levels):
-        below: list[Any] = []
-        for container in layer:
-            children = container.values() if isinstance(container, dict) else container
-            below.extend(child for child in children if isinstance(child, dict | list))
-        if not below:
-            return False
-        layer = below
-    return True
 
 
 async def _next_chunk(receive: Receive) -> tuple[bytes, bool]:

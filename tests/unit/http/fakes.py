@@ -8,7 +8,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
-from appliance.errors import NotFound
+from appliance.errors import DefinitionError, NotFound
 from appliance.events import Event
 from appliance.http.services import Health, Services
 from appliance.settings import Settings
@@ -96,6 +96,8 @@ class FakeCatalog:
     async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> FakeRevision:
         if self.refusal is not None:
             raise self.refusal
+        if not isinstance(document, dict) or "name" not in document:
+            raise DefinitionError("no name")
         self.put_documents.append((document, origin, actor))
         return FakeRevision(7, 2, FakeWorkflow(document["name"]))
 
