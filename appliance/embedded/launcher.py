@@ -26,9 +26,12 @@ def main(argv: list[str]) -> None:
     options = parser.parse_args(argv)
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded while its file can still be read
     if options.uid is not None:
-        os.setgroups([])
-        os.setgid(options.gid)
-        os.setuid(options.uid)
+        try:
+            os.setgroups([])
+            os.setgid(options.gid)
+            os.setuid(options.uid)
+        except OSError as error:
+            sys.exit(f"can't become user {options.uid}: {error.strerror}")
     # After setuid: a change of credentials clears the death signal, an exec keeps it (prctl(2)).
     if libc is not None and libc.prctl(PR_SET_PDEATHSIG, options.death_signal, 0, 0, 0) != 0:
         sys.exit("prctl(PR_SET_PDEATHSIG) failed")

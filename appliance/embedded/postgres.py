@@ -61,8 +61,11 @@ class EmbeddedPostgres(EmbeddedServer):
         """The URL of a database of this server."""
         return f"postgresql://{USER}@/{database}?host={quote(str(self.socket_dir), safe='')}"
 
-    async def command(self) -> Command:
-        return await asyncio.to_thread(self._prepare)
+    async def command(self, lock_fd: int) -> Command:
+        try:
+            return await asyncio.to_thread(self._prepare, lock_fd)
+        except PermissionError as error:  # root without its capabilities can neither chown nor become nobody
+            raise ConfigurationError(f"the embedded PostgreSQL can't be prepared: {error}") from None
 
     async def answers(self) -> bool:
         # The port's file first: a connection attempt costs more than a look, while the server is not there yet.
@@ -82,13 +85,13 @@ class EmbeddedPostgres(EmbeddedServer):
                 with contextlib.suppress(psycopg.errors.DuplicateDatabase):
                     await connection.execute(f"CREATE DATABASE {DATABASE}")
 
-    def _prepare(self) -> Command:
+    def _prepare(self, lock_fd: int) -> Command:
         version = self.directory / "PG_VERSION"
         major = self._existing_major(version)
         identity = self._identity()
         bin_dir = _reachable(find_postgres(self._bin_dir, major), identity)
         if major is None:
-            self._init(bin_dir, identity)
+            self._init(bin_dir, identity, lock_fd)
         if identity is not None:
             os.chown(self.socket_dir, identity.uid, identity.gid)
         data, inherit = _as_seen_by(self.directory, identity)
@@ -147,7 +150,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 return Identity(status.st_uid, status.st_gid)
         return _NOBODY
 
-    def _init(self, bin_dir: Path, identity: Identity | None) -> None:
+    def _init(self, bin_dir: Path, identity: Identity | None, lock_fd: int) -> None:
         """Make a new cluster beside its place and move it there whole, so that a kill leaves no half of one."""
         fresh = self.directory.with_name("postgres.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -164,7 +167,7 @@ class EmbeddedPostgres(EmbeddedServer):
                 text=True,
                 timeout=_INITDB_TIMEOUT_S,
                 env=_environ(),
-                pass_fds=inherit,
+                pass_fds=(lock_fd, *inherit),
                 check=False,
                 umask=0o077,
                 user=identity.uid if identity else None,

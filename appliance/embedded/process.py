@@ -105,7 +105,6 @@ def spawn(command: Command, lock_fd: int) -> ServerProcess:
                 pass_fds=(lock_fd, *command.inherit),
                 process_group=0,  # else Ctrl-C would stop the servers while the appliance still drains
             )
-        os.ftruncate(lock_fd, 0)
         os.pwrite(lock_fd, str(popen.pid).encode(), 0)
     finally:
         for fd in (lock_fd, *command.inherit):
@@ -117,15 +116,17 @@ async def take_lock(path: Path, stop_signal: signal.Signals, timeout_s: float) -
     """Wait until no earlier server holds ``path``, and hold it; returns the descriptor.
 
     The caller holds the data directory, so an earlier server is an orphan: it is on its way out (Linux) or, without a
-    death signal, asked to go (macOS), and killed when half the time is over.
+    death signal, asked to go (macOS), and killed when half the time is over. The lock must not be held by anything
+    else while the file names a process, so whoever takes it empties the file.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     started = time.monotonic()
-    sent: signal.Signals | None = None
+    sent: signal.Signals | None = stop_signal if sys.platform == "linux" else None  # on Linux the kernel has sent one
     try:
         while True:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(fd, 0)
                 return fd
             waited_s = time.monotonic() - started
             if waited_s > timeout_s:

@@ -49,8 +49,11 @@ class EmbeddedServer(abc.ABC):
         self._watcher: asyncio.Task[None] | None = None
 
     @abc.abstractmethod
-    async def command(self) -> Command:
-        """Prepare the directory, if need be, and say what to run."""
+    async def command(self, lock_fd: int) -> Command:
+        """Prepare the directory, if need be, and say what to run.
+
+        A program that prepares something has to inherit ``lock_fd``, so that a successor waits for its end as well.
+        """
 
     @abc.abstractmethod
     async def answers(self) -> bool:
@@ -78,7 +81,7 @@ class EmbeddedServer(abc.ABC):
         lock = self.directory.parent / f"{self.name}.lock"
         lock_fd = await take_lock(lock, self.stop_signal, STOP_TIMEOUT_S * 2)
         try:
-            command = await self.command()
+            command = await self.command(lock_fd)
             _shorten(command.log)
         except BaseException:
             os.close(lock_fd)

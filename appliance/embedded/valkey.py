@@ -33,7 +33,7 @@ class EmbeddedValkey(EmbeddedServer):
         self.url = f"unix://{quote(str(self.socket))}"
         self._binary = binary
 
-    async def command(self) -> Command:
+    async def command(self, lock_fd: int) -> Command:
         self.directory.mkdir(mode=0o700, exist_ok=True)
         program = await asyncio.to_thread(find_valkey, self._binary)
         options = {

@@ -58,9 +58,8 @@ def owner(path: Path | str) -> int:
     return Path(path).stat().st_uid
 
 
-@contextlib.asynccontextmanager
-async def hosting(data: Path, *arguments: str, user: int | None = None) -> AsyncIterator[Host]:
-    process = await asyncio.create_subprocess_exec(
+async def start_host(data: Path, *arguments: str, user: int | None = None) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         *(python_for(user), "-m", "tests.acceptance.embedded_host", str(data), *arguments),
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -69,6 +68,11 @@ async def hosting(data: Path, *arguments: str, user: int | None = None) -> Async
         extra_groups=None if user is None else [],
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": sysconfig.get_path("platlib")},
     )
+
+
+@contextlib.asynccontextmanager
+async def hosting(data: Path, *arguments: str, user: int | None = None) -> AsyncIterator[Host]:
+    process = await start_host(data, *arguments, user=user)
     try:
         assert process.stdout is not None
         line = await process.stdout.readline()
@@ -133,6 +137,15 @@ async def test_starts_at_once_after_a_kill(tmp_path: Path) -> None:
         await host.process.wait()
         async with hosting(tmp_path) as successor:
             assert successor.report["found"] == ["kept", "kept"]
+
+
+async def test_starts_after_a_kill_in_the_middle_of_the_first_start(tmp_path: Path) -> None:
+    process = await start_host(tmp_path)
+    await wait_until((tmp_path / "postgres.new" / "base").exists, "initdb is at work")
+    process.kill()
+    await process.wait()
+    async with hosting(tmp_path) as host:
+        assert host.report["found"] == [None, None]
 
 
 async def test_ctrl_c_in_the_terminal_does_not_reach_the_servers(tmp_path: Path) -> None:
