@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from appliance.engine import storable
 from appliance.engine.effects import DeliveredBefore, DeliveryRecord, Effects, Publisher
 from appliance.engine.isolation import Deadline, Isolation, Raised
 from appliance.engine.redaction import Redaction
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["ActionRunner", "DeliveredBefore", "DeliveryRecord", "Failed", "Publisher", "Result", "Succeeded"]
 
 Kind = Literal["rejected", "retry", "error", "timeout", "invalid-params", "unknown-action", "bad-output"]
-
-MAX_ERROR = 2000
-"""Longest error text that is kept, in characters."""
 
 MAX_AFTER_S = 86_400.0
 """Longest wait that another side's Retry-After can ask for, in seconds."""
@@ -119,7 +117,15 @@ class ActionRunner:
         prepared = self._prepared.get(name)
         if prepared is None:
             return self._unknown(name)
-        effects = Effects(event, run, idempotency_key, delivered_before or {}, self._publisher, self._settings.max_hops)
+        effects = Effects(
+            event,
+            run,
+            idempotency_key,
+            delivered_before or {},
+            self._publisher,
+            self._settings.max_hops,
+            self._redaction.text,
+        )
         try:
             checked = params if isinstance(params, prepared.action.params) else _check(prepared.action.params, params)
             context = Context(
@@ -143,6 +149,8 @@ class ActionRunner:
             result = Failed(_invalid(error), False, "invalid-params")
         except ResourceUnavailable as error:
             result = Failed(str(error), True, "error")
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the plugin's own validators
+            result = self._failure(prepared, error)
         else:
             result = self._judge(prepared, outcome)
         finally:
@@ -175,35 +183,23 @@ class ActionRunner:
     def _failure(self, prepared: _Prepared, error: BaseException) -> Failed:
         leaves = list(_leaves(error))
         if rejects := [leaf for leaf in leaves if isinstance(leaf, Reject)]:
-            return Failed("; ".join(leaf.reason for leaf in rejects), False, "rejected")
+            return Failed("; ".join(map(storable.reason, rejects)), False, "rejected")
         if retries := [leaf for leaf in leaves if isinstance(leaf, Retry)]:
-            after = max((leaf.after_s for leaf in retries if leaf.after_s is not None), default=None)
-            after = min(after, MAX_AFTER_S) if after is not None else None
-            return Failed("; ".join(leaf.reason for leaf in retries), True, "retry", after)
-        text = "; ".join(_describe(leaf) for leaf in leaves)
+            return Failed("; ".join(map(storable.reason, retries)), True, "retry", _after_s(retries))
         # At debug only: a poison message would fill the log with its traceback on every attempt.
         self._redaction.logger(prepared.log, {}).debug("the action raised", exc_info=error)
-        return Failed(text, True, "error")
+        return Failed("; ".join(map(storable.error, leaves)), True, "error")
 
     def _finish(self, result: Result, deliveries: tuple[DeliveryRecord, ...]) -> Result:
         if isinstance(result, Succeeded):
             return Succeeded(result.output, deliveries) if deliveries else result
-        hide = self._redaction.text
-        return Failed(
-            hide(_storable(result.error)),
-            result.retryable,
-            result.kind,
-            result.after_s,
-            tuple(
-                DeliveryRecord(d.channel, d.recipient, d.status, d.message_id, d.error and hide(_storable(d.error)))
-                for d in deliveries
-            ),
-        )
+        text = self._redaction.text(storable.text(result.error))
+        return Failed(text, result.retryable, result.kind, result.after_s, deliveries)
 
     def _unknown(self, name: str) -> Failed:
         why = self._broken.get(name)
         text = f"the plugin of the action {name} can't be used: {why}" if why else f"no action is named {name}"
-        return Failed(self._redaction.text(_storable(text)), False, "unknown-action")
+        return Failed(self._redaction.text(storable.text(text)), False, "unknown-action")
 
 
 def _prepare(name: str, action: Action, default_s: float) -> _Prepared:
@@ -240,19 +236,10 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _describe(error: BaseException) -> str:
-    name = type(error).__name__
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its text can't be made)"
-    return f"{name}: {text}" if text else name
-
-
-def _storable(text: str) -> str:
-    """``text`` as PostgreSQL can keep it: bounded, without NUL and lone surrogates."""
-    cut = text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "…"
-    return cut.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+def _after_s(retries: list[Retry]) -> float | None:
+    """The longest wait that was asked for; what is no number (in a subclass of theirs) doesn't count."""
+    asked = [after for leaf in retries if isinstance(after := getattr(leaf, "after_s", None), int | float)]
+    return min(max(asked), MAX_AFTER_S) if asked else None
 
 
 def _dispose(outcome: Any) -> None:

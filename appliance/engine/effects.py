@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from appliance.engine import storable
 from appliance.errors import Malformed, Unavailable
 from appliance.events import PRIORITIES, Event, dumps, event_key, from_cloudevent, loads
 from appliance.identifiers import key_uuid, uuid7
@@ -15,12 +16,15 @@ Publisher = Callable[[Event, str], Awaitable[object]]
 """Puts an event into the stream of a priority. Raises Unavailable; an event that is there already is no error."""
 
 DeliveredBefore = Mapping[tuple[str, str], str | None]
-"""Deliveries that earlier attempts of the step made: (channel, recipient) -> message id."""
+"""Deliveries that earlier attempts of the step made, as recorded: (channel, recipient) -> message id."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRecord:
-    """One message to one recipient, as this attempt left it. ``failed`` may be tried again, ``rejected`` may not."""
+    """One message to one recipient, as this attempt left it. ``failed`` may be tried again, ``rejected`` may not.
+
+    Its texts are such that they can be stored; a very long recipient is shortened, the same way every time.
+    """
 
     channel: str
     recipient: str
@@ -32,17 +36,37 @@ class DeliveryRecord:
 class Effects:
     """The deliveries and publications of one attempt. After :meth:`close` it refuses: nobody would record them."""
 
-    __slots__ = ("_before", "_closed", "_event", "_key", "_max_hops", "_published", "_publisher", "_records", "_run")
+    __slots__ = (
+        "_before",
+        "_closed",
+        "_event",
+        "_hide",
+        "_key",
+        "_max_hops",
+        "_published",
+        "_publisher",
+        "_records",
+        "_run",
+    )
 
     def __init__(
-        self, event: Event, run: RunInfo, key: str, before: DeliveredBefore, publisher: Publisher, max_hops: int
+        self,
+        event: Event,
+        run: RunInfo,
+        key: str,
+        before: DeliveredBefore,
+        publisher: Publisher,
+        max_hops: int,
+        hide: Callable[[str], str] = str,
     ) -> None:
+        """``hide`` masks secrets in what is recorded: an address may hold one."""
         self._event = event
         self._run = run
         self._key = key
         self._before = before
         self._publisher = publisher
         self._max_hops = max_hops
+        self._hide = hide
         self._records: dict[tuple[str, str], DeliveryRecord] | None = None
         self._published = 0
         self._closed = False
@@ -59,7 +83,8 @@ class Effects:
     async def deliver(self, channel: str, recipient: str, send: Callable[[], Awaitable[str | None]], /) -> Delivered:
         """See :class:`appliance.plugin.Deliver`."""
         self._still_open()
-        key = (channel, recipient)
+        hide = self._hide
+        key = (storable.name(channel), storable.name(hide(str(recipient))))
         if key in self._before:
             return Delivered(recipient, self._before[key], repeated=True)
         if self._records is None:
@@ -68,19 +93,20 @@ class Effects:
         if known is not None and known.status == "sent":
             return Delivered(recipient, known.message_id, repeated=True)
         # Until send() returns, what a timeout leaves behind is a delivery of unknown outcome.
-        self._records[key] = DeliveryRecord(channel, recipient, "failed", error="interrupted: it may have been sent")
+        self._records[key] = DeliveryRecord(*key, "failed", error="interrupted: it may have been sent")
         try:
-            message_id = await send()
+            given = await send()
         except Reject as error:
-            self._records[key] = DeliveryRecord(channel, recipient, "rejected", error=error.reason)
+            self._records[key] = DeliveryRecord(*key, "rejected", error=hide(storable.reason(error)))
             raise
         except Retry as error:
-            self._records[key] = DeliveryRecord(channel, recipient, "failed", error=error.reason)
+            self._records[key] = DeliveryRecord(*key, "failed", error=hide(storable.reason(error)))
             raise
         except Exception as error:
-            self._records[key] = DeliveryRecord(channel, recipient, "failed", error=f"{type(error).__name__}: {error}")
+            self._records[key] = DeliveryRecord(*key, "failed", error=hide(storable.error(error)))
             raise
-        self._records[key] = DeliveryRecord(channel, recipient, "sent", message_id)
+        message_id = None if given is None else storable.name(hide(str(given)))
+        self._records[key] = DeliveryRecord(*key, "sent", message_id)
         return Delivered(recipient, message_id)
 
     async def publish(

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import model_validator
 
 from appliance.engine.actions import ActionRunner, DeliveryRecord, Failed, Succeeded
 from appliance.errors import Overloaded
@@ -200,6 +201,88 @@ async def test_an_action_that_cancels_its_own_task_fails() -> None:
         await asyncio.sleep(0)
 
     assert await Harness(act).attempt() == Failed("CancelledError", True, "error")
+
+
+class OddRetry(Retry):
+    def __init__(self) -> None:
+        self.after_s = "soon"  # type: ignore[assignment]
+
+
+class OddReject(Reject):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (Retry(None), Failed("None", True, "retry")),  # type: ignore[arg-type]
+        (Retry(""), Failed("Retry", True, "retry")),
+        (OddRetry(), Failed("OddRetry", True, "retry")),
+        (OddReject(), Failed("OddReject", False, "rejected")),
+        (Reject("a\0b"), Failed("a\\0b", False, "rejected")),
+        (ExceptionGroup("g", [Retry("later"), Reject("never")]), Failed("never", False, "rejected")),
+        (
+            BaseExceptionGroup("g", [SystemExit(1), ValueError("v")]),
+            Failed("SystemExit: 1; ValueError: v", True, "error"),
+        ),
+    ],
+    ids=repr,
+)
+async def test_verdicts_that_were_put_together_oddly_are_still_verdicts(error: BaseException, result: Failed) -> None:
+    async def act(params: NoParams, ctx: Context) -> None:
+        raise error
+
+    assert await Harness(act).attempt() == result
+
+
+@pytest.mark.parametrize("error", [KeyError("k"), SystemExit(2), KeyboardInterrupt()])
+async def test_a_validator_that_raises_fails_the_attempt_only(error: BaseException) -> None:
+    class Trap(Params):
+        @model_validator(mode="before")
+        @classmethod
+        def _trap(cls, value: Any) -> Any:
+            raise error
+
+    async def act(params: Trap, ctx: Context) -> None: ...
+
+    assert (await failed(Harness(act, params=Trap))).kind == "error"
+
+
+async def test_deliveries_can_always_be_stored() -> None:
+    async def act(params: NoParams, ctx: Context) -> Any:
+        first = await ctx.deliver("sms", "a\0b\ud800", number)
+        second = await ctx.deliver("sms", "x" * 5000, number)
+        again = await ctx.deliver("sms", "x" * 5000, number)
+        other = await ctx.deliver("sms", "x" * 4999, number)
+        return [first.message_id, second.recipient == "x" * 5000, again.repeated, other.repeated]
+
+    async def number() -> str:
+        return 7  # type: ignore[return-value]
+
+    result = await Harness(act).attempt()
+
+    assert isinstance(result, Succeeded)
+    assert result.output == ["7", True, True, False]
+    assert result.deliveries[0] == DeliveryRecord("sms", "a\\0b\\ud800", "sent", "7")
+    assert all(len(delivery.recipient.encode()) < 1700 for delivery in result.deliveries)
+
+    before = {(d.channel, d.recipient): d.message_id for d in result.deliveries}
+    assert await Harness(act).attempt(delivered_before=before) == Succeeded(["7", True, True, True])
+
+
+async def test_an_address_that_holds_a_secret_is_masked_and_still_known_the_next_time() -> None:
+    async def act(params: NoParams, ctx: Context) -> Any:
+        return (await ctx.deliver("webhook", f"https://hooks.example.com/{ctx.secrets['hook']}", sent)).repeated
+
+    async def sent() -> None: ...
+
+    harness = Harness(act, secrets={"hook": "hunter2-hunter2"})
+    first = await harness.attempt()
+    assert first.deliveries == (DeliveryRecord("webhook", "https://hooks.example.com/[secret]", "sent"),)
+
+    before = {(d.channel, d.recipient): d.message_id for d in first.deliveries}
+    assert await harness.attempt(delivered_before=before) == Succeeded(True)
 
 
 async def test_a_long_error_is_cut() -> None:
