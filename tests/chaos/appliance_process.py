@@ -189,3 +189,5 @@ class Fleet:
     ) -> None:
         for replica in self.replicas:
             await replica.kill()
+            if replica.log_file.exists():
+                print(replica.tail())  # noqa: T201 - pytest shows it with a test that failed
