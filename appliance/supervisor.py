@@ -22,6 +22,7 @@ from typing import Any
 import redis.exceptions as rx
 
 from appliance import __version__
+from appliance.configuration import secret_values
 from appliance.datadir import DataDir
 from appliance.embedded.postgres import EmbeddedPostgres
 from appliance.embedded.valkey import EmbeddedValkey
@@ -227,6 +228,7 @@ class Supervisor:
         monitor.started = True
         self._starting = False
         datadir.announce(server.url, __version__)
+        METRICS.build.info({"version": __version__})
         self.notifier.ready(f"serving on {server.url}")
         log.info("serving on %s", server.url)
         with contextlib.suppress(asyncio.CancelledError):
@@ -286,8 +288,7 @@ class Supervisor:
 
 async def run(settings: Settings) -> int:
     """Run one replica until it is asked to stop; returns the process's exit code. Raises ConfigurationError."""
-    secrets = [value.get_secret_value() for value in settings.secrets.values()]
-    logs.configure(settings.log, secrets)
+    logs.configure(settings.log, secret_values(settings))
     try:
         return await Supervisor(settings).run()
     except Unavailable as error:

@@ -23,7 +23,7 @@ from appliance.errors import ConfigurationError
 
 async def host(path: Path, value: str | None) -> None:
     with DataDir.open(path) as datadir:
-        async with EmbeddedValkey(datadir) as valkey, EmbeddedPostgres(datadir) as postgres:
+        async with EmbeddedValkey(datadir) as valkey, EmbeddedPostgres(datadir, durable=False) as postgres:
             assert valkey.process is not None
             assert postgres.process is not None
             found = await exchange(valkey.url, postgres.url, value)
