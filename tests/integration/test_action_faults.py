@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -253,3 +255,32 @@ async def test_many_webhooks_at_once_share_connections(tmp_path: Path) -> None:
 
     assert all(isinstance(result, Succeeded) for result in results)
     assert len(connections) <= 4
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end_of_the_process() -> None:
+    program = """
+import asyncio, threading
+from pathlib import Path
+import httpx
+from appliance.engine.actions import ActionRunner
+from appliance.events import new_event
+from appliance.plugin import Action, Params, RunInfo
+from appliance.registry import Registry
+from appliance.resources import Place, Resources
+from appliance.settings import EngineSettings
+
+class NoParams(Params):
+    pass
+
+async def main():
+    http = httpx.AsyncClient()
+    registry = Registry.of({"hang": Action(params=NoParams, run=lambda params, ctx: threading.Event().wait())})
+    runner = ActionRunner(registry, Resources(Place(Path(), Path(), http)), http=http, settings=EngineSettings(),
+                          publisher=None, secrets={})
+    result = await runner.run("hang", {}, new_event("t", {}, source="s"), RunInfo("r", "w", 1), "s", 1, "k", 0.01)
+    print(result.kind, runner.abandoned)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "timeout 1\n"), done.stderr
