@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,19 @@ def test_the_locks_pin_everything_and_name_no_host() -> None:
         assert lock.count("--hash=sha256:") >= len(names)
     pins = set(re.findall(r"^\S+==\S+", image, re.MULTILINE))
     assert pins <= set(re.findall(r"^\S+==\S+", development, re.MULTILINE))
+
+
+def test_the_locks_cover_the_declared_dependencies() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    runtime = {_name(text) for text in project["dependencies"] + extras["embedded"]}
+    everything = runtime | {_name(text) for text in extras["dev"]} - {"appliance"}
+    for path, wanted in ((DEPLOY / "requirements.lock", runtime), (ROOT / "requirements.lock", everything)):
+        locked = {_name(line) for line in re.findall(r"^\S+==", path.read_text("utf-8"), re.M)}
+        assert wanted <= locked, "out of date: run make lock"
+
+
+def _name(requirement: str) -> str:
+    match = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert match is not None
+    return match[0].lower().replace("_", "-").replace(".", "-")
