@@ -38,6 +38,8 @@ class Proxy:
         """How long each chunk of an answer is held back, in seconds."""
         self.accepted = 0
         """Connections taken so far."""
+        self.swallowed = 0
+        """Chunks of bytes that vanished so far."""
         self.port = 0
         self.url = ""
         self._rewrite: Callable[[int], str] = lambda port: f"127.0.0.1:{port}"
@@ -133,6 +135,7 @@ class Proxy:
             if reply and self.delay_s:
                 await asyncio.sleep(self.delay_s)
             if self.mode is Mode.BLACK_HOLE or (reply and self.mode is Mode.DROP_REPLY):
+                self.swallowed += 1
                 continue
             sink.write(chunk)
             await sink.drain()
