@@ -13,7 +13,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _LOCAL = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_NAMED = re.compile(r"(?P<name>[^<>\x00-\x1f\x7f]*)<(?P<address>[^<>]*)>")
+_NAMED = re.compile(r"(?P<name>[^<>\x00-\x1f\x7f-\x9f\u2028\u2029]{0,200})<(?P<address>[^<>]*)>")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -33,7 +33,9 @@ def sender(text: str) -> Address:
     named = _NAMED.fullmatch(text.strip(" "))
     if named is None:
         return Address(addr_spec=recipient(text))
-    name = named["name"].strip().strip('"').strip()
+    name = named["name"].strip()
+    if len(name) > 1 and name[0] == name[-1] == '"':
+        name = re.sub(r"\\(.)", r"\1", name[1:-1])
     return Address(display_name=name, addr_spec=recipient(named["address"]))
 
 

@@ -9,11 +9,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email import message_from_bytes, policy
+from email.headerregistry import Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from appliance_send_email import action
+from appliance_send_email.addresses import sender
 from pydantic import ValidationError
 
 from appliance.events import new_event
@@ -141,6 +143,8 @@ async def test_non_ascii_travels_as_seven_bits(post: Post) -> None:
         {"from": "App <app@example.com>\r\nBcc: eve@example.org"},
         {"from": "a@example.com, b@example.com"},
         {"from": "Eve\0 <a@example.com>"},
+        {"from": "Eve\x85Bcc: x <a@example.com>"},
+        {"from": "x" * 201 + " <a@example.com>"},
         {"subject": "Hello\r\nBcc: eve@example.org"},
         {"subject": "Hello\0"},
         {"subject": "Hello\x85there"},
@@ -158,6 +162,21 @@ async def test_refuses_parameters_that_could_smuggle_something_in(wrong: dict[st
     with pytest.raises(ValidationError):
         await run_action(action, {**ANN, **wrong}, settings={}, data_dir=tmp_path)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("a@example.com", ""),
+        ("<a@example.com>", ""),
+        ("App <a@example.com>", "App"),
+        ('"Doe, J." <a@example.com>', "Doe, J."),
+        (r'"a \"b\" \\c" <a@example.com>', r'a "b" \c'),
+        ('say "hi" <a@example.com>', 'say "hi"'),
+    ],
+)
+def test_a_sender_may_have_a_name(text: str, name: str) -> None:
+    assert sender(text) == Address(display_name=name, addr_spec="a@example.com")
 
 
 async def test_a_default_sender_must_be_one_address(tmp_path: Path) -> None:
@@ -408,3 +427,42 @@ def test_the_settings_are_the_cores(tmp_path: Path) -> None:
     assert {name: getattr(own, name) for name in type(own).model_fields} == {
         name: getattr(core, name) for name in type(core).model_fields
     }
+
+
+LONG = "word " * 300
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "html"),
+    [
+        ("plain", "text\n", None),
+        ("plain", None, "<p>only</p>\n"),
+        ("=?utf-8?q?not_encoded?=", "text\n", "<p>x</p>\n"),
+        ("Ü" * 400, LONG + "\n" + "ü" * 2000 + "\n", "<p>" + LONG + "</p>\n"),
+        ("x" * 900, "trailing space \n\n\n.\n--\n=\n=_\n=3D\n\ttab\t\n", "<p>🎉</p>\n"),
+        ("", "no end of line", None),
+        ("漢字" * 50, "漢字" * 500 + "\r\nmixed\rends\n", None),
+        ("a  b", "", ""),
+    ],
+    ids=["plain", "html", "looks encoded", "long", "awkward", "no subject", "CJK", "empty"],
+)
+async def test_what_is_composed_parses_back(subject: str, body: str | None, html: str | None, post: Post) -> None:
+    written = 'Größe "Q" <a@example.com>' if html else 'J. "Q" Doe\\ <a@example.com>'
+    texts = {name: text for name, text in {"body": body, "html": html}.items() if text is not None}
+    await post.send({"to": [f"a{n}@example.org" for n in range(30)], "from": written, "subject": subject, **texts})
+
+    mail = post.sink.received[0]
+    message = mail.message
+    assert message.defects == []
+    assert mail.content.isascii()
+    assert max(map(len, mail.content.splitlines())) <= 998
+    assert message["Subject"] == subject
+    assert [address.addr_spec for address in message["To"].addresses] == [f"a{n}@example.org" for n in range(30)]
+    name = 'Größe "Q"' if html else 'J. "Q" Doe\\'
+    assert [(a.display_name, a.addr_spec) for a in message["From"].addresses] == [(name, "a@example.com")]
+    for kind, text in (("plain", body), ("html", html)):
+        part = message.get_body((kind,))
+        assert (part is None) == (text is None)
+        if part is not None and text is not None:
+            assert part.defects == []
+            assert part.get_content().splitlines() == text.splitlines()
