@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 _LOCK = 0x6170706C69616E63
 """Key of the advisory lock ("applianc"): replicas that start together migrate one after the other."""
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
-_MIN_SERVER = 140_000
-"""PostgreSQL 14, as ``server_version_num``: the oldest release that the schema and the queries are written for."""
+_MIN_SERVER = 150_000
+"""PostgreSQL 15, as ``server_version_num``: the oldest release that the schema and the partitions were tried on."""
 _CONNECT_TIMEOUT_S = 10
 
 _CREATE = """

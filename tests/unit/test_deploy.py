@@ -123,7 +123,7 @@ def test_the_locks_cover_the_declared_dependencies() -> None:
     runtime = {_name(text) for text in project["dependencies"] + extras["embedded"]}
     everything = runtime | {_name(text) for text in extras["dev"]} - {"appliance"}
     for path, wanted in ((DEPLOY / "requirements.lock", runtime), (ROOT / "requirements.lock", everything)):
-        locked = {_name(line) for line in re.findall(r"^\S+==", path.read_text("utf-8"), re.M)}
+        locked = {_name(line) for line in re.findall(r"^\S+==", path.read_text("utf-8"), re.MULTILINE)}
         assert wanted <= locked, "out of date: run make lock"
 
 
