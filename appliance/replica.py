@@ -66,7 +66,9 @@ class Replica:
         self.runs = Runs(pool)
         self.history = History(pool)
         self.recorder = Recorder(
-            lambda: open_connection(database_url, settings.store), batch=settings.store.commit_batch
+            lambda: open_connection(database_url, settings.store),
+            batch=settings.store.commit_batch,
+            timeout_s=settings.store.statement_timeout.total_seconds() + 5,
         )
         self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())

@@ -34,6 +34,9 @@ from appliance.engine.state import (
 from appliance.templating import TemplateError
 from appliance.workflows.revision import CONTINUE, END, Step, Workflow, due_at
 
+MAX_RETRY_AFTER_S = 86_400.0
+"""The longest wait that the other side may ask for: a wrong header must not park a run for years."""
+
 View = Mapping[str, Any]
 """The event as criteria see it (``Event.view()``)."""
 
@@ -143,7 +146,8 @@ def _next_attempt(step: Step, current: StepState, given: ActionFailed, now: floa
     policy = step.retry
     if current.attempt >= policy.max_attempts:
         return None
-    due = now + max(policy.backoff_s(current.attempt, lambda: given.chance), given.after_s or 0.0)
+    asked = min(given.after_s or 0.0, MAX_RETRY_AFTER_S)
+    due = now + max(policy.backoff_s(current.attempt, lambda: given.chance), asked)
     began = current.first_at if current.first_at is not None else now
     if policy.max_elapsed_s is not None and due > began + policy.max_elapsed_s:
         return None

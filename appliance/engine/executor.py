@@ -62,22 +62,36 @@ class Executor:
             raw = entry.fields.get(FIELD_WORK)
             if raw is not None:
                 return await self._work(entry, decode_work(raw))
-            event = decode_entry(self._keys.stream(entry.priority), entry.id, entry.fields)
-        except Malformed as error:
-            return await self.set_aside(entry, str(error))
-        try:
-            return await self._event(entry, event)
-        except Refused as error:
-            return await self.set_aside(entry, str(error))
+            return await self._event(entry, self._decode(entry))
+        except (Malformed, Refused) as error:
+            return await self._set_aside(entry, str(error), None)
 
     async def set_aside(self, entry: Entry, reason: str) -> Verdict:
         """Keep an entry that can't be handled as a dead letter, byte for byte."""
+        try:
+            event = None if _is_work(entry) else self._decode(entry)
+        except Malformed:
+            event = None
+        try:
+            return await self._set_aside(entry, reason, event)
+        except Refused:
+            return await self._set_aside(entry, reason, None)
+
+    def _decode(self, entry: Entry) -> Event:
+        return decode_entry(self._keys.stream(entry.priority), entry.id, entry.fields)
+
+    async def _set_aside(self, entry: Entry, reason: str, event: Event | None) -> Verdict:
         change = self._change(entry)
-        letter = _entry_letter(entry.priority, self._keys.stream(entry.priority), entry.id, entry.fields, reason)
+        stream = self._keys.stream(entry.priority)
+        letter = _entry_letter(entry.priority, stream, entry.id, entry.fields, reason)
+        if event is not None:
+            letter = letter._replace(event_uid=event.uid)
+            change.events = [_event_row(entry, event, DEAD)]
+            change.outcomes = [OutcomeRow(event.uid, DEAD)]  # it may stand there from an earlier delivery
         change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()
-        return Settled(INTERNAL if FIELD_WORK in entry.fields else DEAD)
+        return Settled(INTERNAL if _is_work(entry) else DEAD)
 
     async def _event(self, entry: Entry, event: Event) -> Verdict:
         prior = await self._lookups.submit(event.uid) if entry.redelivered else None
@@ -234,6 +248,15 @@ async def _together(runs: list[Awaitable[DriveEnd]]) -> list[DriveEnd]:
         if isinstance(end, BaseException):
             raise end
     return [end for end in ends if not isinstance(end, BaseException)]
+
+
+def _is_work(entry: Entry) -> bool:
+    """Whether the entry is internal work of ours: only that was counted as such when it was added."""
+    raw = entry.fields.get(FIELD_WORK)
+    try:
+        return raw is not None and bool(decode_work(raw))
+    except Malformed:
+        return False
 
 
 def _is_dead(end: DriveEnd | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,7 @@ class Timers:
     async def run_forever(self) -> None:
         """Fire what is due until :meth:`stop`; other replicas' timers are found within ``engine.timer_poll``."""
         while not self._stopping:
+            self._soonest = math.inf  # what is stored from here on is reported by expect()
             try:
                 while not self._stopping and await self.fire() == _BATCH:
                     pass
@@ -60,7 +62,7 @@ class Timers:
                 log.warning("timers wait: %s", error)
                 due_at = None
             now = self._clock()
-            self._soonest = min(due_at if due_at is not None else now + self._poll_s, now + self._poll_s)
+            self._soonest = min(self._soonest, now + self._poll_s, now + self._poll_s if due_at is None else due_at)
             await self._sleep()
 
     async def fire(self) -> int:

@@ -60,6 +60,11 @@ def options(settings: StoreSettings) -> dict[str, object]:
     return {
         "application_name": "appliance",
         "connect_timeout": 5,
+        # A connection that vanished without a word is noticed in half a minute, not in two hours.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 20_000,
         "options": f"-c statement_timeout={timeout_ms} -c timezone=UTC",
     }
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import socket
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -38,10 +40,15 @@ class Refused(Exception):
 
 
 class Recorder:
-    """Group commit. ``connect`` opens a connection in autocommit mode."""
+    """Group commit. ``connect`` opens a connection in autocommit mode.
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, batch: int) -> None:
+    A flush that brings no reply within ``timeout_s`` counts as a lost connection; it is to be longer than
+    ``store.statement_timeout``.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, batch: int, timeout_s: float = 35.0) -> None:
         self.healthy = True
+        self._timeout_s = timeout_s
         self._connect = connect
         self._connection: Connection | None = None
         self._sql = named("record")
@@ -102,6 +109,13 @@ class Recorder:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
+        alarm = asyncio.get_running_loop().call_later(self._timeout_s, _hang_up, connection)
+        try:
+            await self._send(connection, batch)
+        finally:
+            alarm.cancel()
+
+    async def _send(self, connection: Connection, batch: list[Change]) -> None:
         async with connection.pipeline():
             cursor = connection.cursor()
             for name in _ORDER:
@@ -168,6 +182,16 @@ class Recorder:
 _ORDER = (
     "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "outcomes",
 )  # fmt: skip
+
+
+def _hang_up(connection: Connection) -> None:
+    """Shut the socket, so that whoever waits for a reply sees the end of the connection.
+
+    Cancelling the wait instead would have psycopg ask the same black hole, for ten seconds, to cancel the query.
+    """
+    if not connection.closed:
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def _run_rows(change: Change) -> Iterable[Any]:
