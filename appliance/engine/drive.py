@@ -84,8 +84,8 @@ _FINISHED = {status: METRICS.runs_finished.labels(status) for status in TERMINAL
 
 DriveEnd = Ended | Parked | Backoff
 
-Prepare = Callable[[Change, DriveEnd | None], None]
-"""Completes a change with what belongs to the run's entry: the event's row, its outcome."""
+Prepare = Callable[[Change, Drive, DriveEnd | None], None]
+"""Completes a change of a run with what belongs to the run's entry: the event's row, its outcome."""
 
 
 class Driver:
@@ -219,7 +219,7 @@ class Driver:
             change.timers = [TimerRow(drive.run_id, state.at, due if due is not None else now, drive.priority)]
         if dead is not None:
             change.letters = [_letter(drive, dead, entry, now)]
-        prepare(change, end)
+        prepare(change, drive, end)
         await self._recorder.record(change)
         drive.version += 1
         drive.stored = state

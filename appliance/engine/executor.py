@@ -151,26 +151,20 @@ class Executor:
 
     async def _drive_all(self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None) -> Verdict:
         dead_before = prior is not None and any(run.state.status == FAILED for run in prior.runs)
-        recorded = prior is not None
         sole = len(drives) == 1
 
-        def prepare(change: Change, end: DriveEnd | None) -> None:
-            nonlocal recorded
-            settled = sole and end is not None and not isinstance(end, Backoff)
+        def prepare(change: Change, drive: Drive, end: DriveEnd | None) -> None:
             outcome = None
-            if settled:
+            if sole and end is not None and not isinstance(end, Backoff):
                 outcome = DEAD if dead_before or _is_dead(end) else HANDLED
-            if not recorded:
+            if prior is None and drive.version == 0:
                 change.events = [_event_row(entry, event, outcome)]
             elif outcome is not None:
                 change.outcomes = [OutcomeRow(event.uid, outcome)]
 
         async def run(drive: Drive) -> DriveEnd:
-            nonlocal recorded
             given = Started() if drive.version == 0 else Resumed()
-            end = await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
-            recorded = True
-            return end
+            return await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
 
         ends = [await run(drives[0])] if sole else await _together([run(drive) for drive in drives])
         delays = [end.delay_s for end in ends if isinstance(end, Backoff)]
@@ -196,7 +190,7 @@ class Executor:
             return await self._settled_work(entry, work, run.id, outcome)
         drive = await self._stored_drive(run, event, event.view())
 
-        def prepare(change: Change, end: DriveEnd | None) -> None:
+        def prepare(change: Change, _: Drive, end: DriveEnd | None) -> None:
             if _is_dead(end):
                 change.outcomes = [OutcomeRow(event.uid, DEAD)]
             elif work.reopens and end is not None and not isinstance(end, Backoff):

@@ -54,7 +54,7 @@ def commander(url: str, settings: StreamSettings) -> Redis:
         retry=Retry(NoBackoff(), 0),
         decode_responses=False,
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # the client owns the pool: closing one closes the other
 
 
 def reader(url: str, settings: StreamSettings) -> Redis:
@@ -69,7 +69,7 @@ def reader(url: str, settings: StreamSettings) -> Redis:
         retry=Retry(NoBackoff(), 0),
         decode_responses=False,
     )
-    return Redis(connection_pool=pool)
+    return Redis.from_pool(pool)  # the client owns the pool: closing one closes the other
 
 
 def renewer(url: str) -> SyncRedis:
