@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0
 """Seconds between two looks at the files and at the catalog's version."""
+_REST = 20
+"""How many times as long as a look took to wait before the next: very many files must not eat the time."""
 _MAX_OLD = 1000
 """Revisions that are no longer in force but kept compiled, for runs that are still on them."""
 _FILES = "files"
@@ -47,6 +50,9 @@ class Catalog:
         self._current: dict[str, Revision] = {}
         self._rows: list[CurrentWorkflow] = []
         self._old: OrderedDict[int, Revision] = OrderedDict()
+        self._fresh: dict[
+            str, Workflow
+        ] = {}  # what was put but not taken over yet, by digest: needn't be compiled again
         self._lock = asyncio.Lock()
 
     @property
@@ -66,10 +72,13 @@ class Catalog:
 
     async def run(self) -> None:
         """Refresh for ever; while PostgreSQL is away, what was in force stays."""
+        took_s = 0.0
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, _REST * took_s))
             try:
+                began = time.monotonic()
                 await self.refresh()
+                took_s = time.monotonic() - began
             except StoreUnavailable as error:
                 log.warning("the workflows can't be refreshed for now: %s", error)
 
@@ -113,9 +122,10 @@ class Catalog:
         if origin != "file" and workflow.name in self._names_of_files():
             raise Conflict(f"the workflow {workflow.name!r} is defined by a file: change it there")
         source = orjson.dumps(document).decode() if native is not document else None
-        async with self._lock:
-            await self._store.put([_definition(workflow, origin, None, source)], actor)
-            await self._take_current({workflow.digest: workflow})
+        self._fresh[workflow.digest] = workflow
+        await self._store.put([_definition(workflow, origin, None, source)], actor)
+        async with self._lock:  # of several at once, the first takes over all that were stored by then
+            await self._take_current()
             return self._current[workflow.name]
 
     def _names_of_files(self) -> dict[str, str]:
@@ -170,14 +180,14 @@ class Catalog:
         file = self._folder.files.get(row.file or "")
         return file is None or (file.workflow is not None and file.workflow.name != row.name)
 
-    async def _take_current(self, compiled: Mapping[str, Workflow] | None = None) -> None:
+    async def _take_current(self) -> None:
         """Compile what is in force and isn't compiled yet, and make a matcher of it."""
         version = await self._store.version()
         if version == self._version:
             return
         rows = await self._store.current()
         ready = {f.workflow.digest: f.workflow for f in self._folder.files.values() if f.workflow is not None}
-        ready |= compiled or {}
+        ready |= self._fresh
         known = {revision.id: revision for revision in self._current.values()} | self._old
         for row in rows:
             if row.revision_id not in known and row.digest in ready:
@@ -190,6 +200,7 @@ class Catalog:
                 log.error("revision %s can't be used any more:\n%s", stored.id, error)
         self._install(rows, known)
         self._version = version
+        self._fresh.clear()
 
     def _install(self, rows: list[CurrentWorkflow], known: Mapping[int, Revision]) -> None:
         usable = [row for row in rows if row.revision_id in known]

@@ -77,6 +77,7 @@ class DefinitionStore:
         """Make these the definitions in force, all or none. What is so already changes nothing, nor the version."""
         if not definitions:
             return
+        definitions = sorted(definitions, key=lambda d: d.name)  # one order everywhere, against deadlocks
         names = [d.name for d in definitions]
         origins = [d.origin for d in definitions]
         digests = [d.digest for d in definitions]

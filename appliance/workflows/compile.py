@@ -16,7 +16,7 @@ from appliance.errors import DefinitionError, Problem
 from appliance.plugin import Action
 from appliance.rules.conditions import Condition, compile_condition
 from appliance.rules.matcher import Trigger
-from appliance.templating import Template, compile_template
+from appliance.templating import NAMES, Template, compile_template
 from appliance.workflows import flow
 from appliance.workflows.models import DelayModel, RetryModel, StepModel, WorkflowModel
 from appliance.workflows.parameters import check_parameters
@@ -25,6 +25,9 @@ from appliance.workflows.revision import RetryPolicy, Step, Workflow
 
 Lines = Mapping[str, tuple[int, int]]
 """Where each dotted key stands in its file: line and column, from 1."""
+
+_DELAY_NAMES = ("event", "steps")
+"""What a delay can see: the pure core renders it, which knows neither secrets nor who runs it."""
 
 
 def compile_workflow(
@@ -74,6 +77,10 @@ def _triggers(model: WorkflowModel, problems: list[Problem]) -> tuple[Trigger, .
     for index, trigger in enumerate(model.trigger if isinstance(model.trigger, list) else [model.trigger]):
         key = f"trigger[{index}].when" if several else "trigger.when"
         condition = _condition(trigger.when, key, problems)
+        for path in condition.paths if condition is not None else ():
+            if path[0] in ("event", "steps") and len(path) > 1:
+                shown = ".".join(path)
+                problems.append(Problem(f"{shown} is not there yet", key, expected="a path in the event: data.email"))
         events = trigger.event if isinstance(trigger.event, list) else [trigger.event]
         triggers += [Trigger(event, condition) for event in dict.fromkeys(events)]
     return tuple(triggers)
@@ -106,9 +113,9 @@ def _condition(spec: Any, key: str, problems: list[Problem]) -> Condition | None
         return None
 
 
-def _template(value: Any, key: str, problems: list[Problem]) -> Template | None:
+def _template(value: Any, key: str, problems: list[Problem], allowed: tuple[str, ...] = NAMES) -> Template | None:
     try:
-        return compile_template(value, key=key)
+        return compile_template(value, key=key, allowed=allowed)
     except DefinitionError as error:
         problems += error.problems
         return None
@@ -135,7 +142,7 @@ def _delay(value: Any, key: str, problems: list[Problem]) -> Template | None:
     spec: dict[str, Any] = {"for": value}
     if isinstance(value, DelayModel):
         spec = {"until": value.until} if value.until is not None else {"for": value.for_}
-    template = _template(spec, key, problems)
+    template = _template(spec, key, problems, _DELAY_NAMES)
     if template is not None and template.is_literal and (wrong := flow.wrong_delay(spec)) is not None:
         problems.append(Problem(wrong, key, expected="a duration such as 10m, or a time with an offset"))
     return template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from appliance.errors import DefinitionError, Problem
 from appliance.plugin import Action
 from appliance.workflows.compile import compile_workflow
 from appliance.workflows.dialects import to_native
-from appliance.workflows.loader import definition_files, read_document
+from appliance.workflows.loader import definition_entries, read_document
 from appliance.workflows.revision import Workflow
 
 
@@ -47,16 +48,16 @@ class Folder:
         Blocks: call it in a thread.
         """
         before, now, changed = self.files, {}, []
-        paths = {path.relative_to(self._path).as_posix(): path for path in definition_files(self._path)}
-        gone = [name for name in before if name not in paths]
-        for name, path in paths.items():
-            known, stamp = before.get(name), _stamp(path)
+        entries = dict(definition_entries(self._path))
+        gone = [name for name in before if name not in entries]
+        for name, entry in entries.items():
+            known, stamp = before.get(name), _stamp(entry)
             if stamp is None:
                 gone += [name] if known is not None else []
                 continue
             # Where a file has gone, one that was refused for having the same name may have its turn.
             if known is None or known.stamp != stamp or (gone and known.error is not None):
-                known = self._read(path, name, stamp)
+                known = self._read(self._path / name, name, stamp)
                 changed.append(known)
             now[name] = known
         self.files = now
@@ -78,9 +79,9 @@ class Folder:
         return DefinitionFile(name, stamp, workflow, None, source)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(entry: os.DirEntry[str]) -> tuple[int, int, int] | None:
     try:
-        status = path.stat()
+        status = entry.stat()
     except OSError:
         return None  # gone between the listing and now
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -7,6 +7,7 @@ which most parsers let pass, are refused.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ MAX_BYTES = 1_048_576
 MAX_NODES = 100_000
 """Values in one file, aliases expanded: nine lines of nested aliases would otherwise fill the memory."""
 MAX_DEPTH = 100
+_SUFFIXES = (".yaml", ".yml", ".json")
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = frozenset(_TAG + name for name in ("null", "bool", "int", "float"))
 _TEXTS = frozenset(_TAG + name for name in ("str", "timestamp", "value"))
@@ -158,12 +160,21 @@ def _place(node: Node) -> tuple[int, int]:
 
 def definition_files(folder: Path) -> Iterator[Path]:
     """The definition files of a folder and its subfolders, sorted; names that begin with a dot or _ are left out."""
-    if folder.is_dir():
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder).parts
-            if (
-                path.suffix in (".yaml", ".yml", ".json")
-                and not any(part[0] in "._" for part in inside)
-                and path.is_file()
-            ):
-                yield path
+    for name, _ in definition_entries(folder):
+        yield folder / name
+
+
+def definition_entries(folder: Path | str, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Like :func:`definition_files`, as names below ``folder`` with their directory entries: a look costs little."""
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError:
+        return  # no such folder, or gone since it was listed
+    for entry in entries:
+        if entry.name[0] in "._":
+            continue
+        if entry.is_dir():
+            yield from definition_entries(entry.path, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(_SUFFIXES) and entry.is_file():
+            yield prefix + entry.name, entry

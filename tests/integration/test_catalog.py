@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from appliance.catalog import Catalog
-from appliance.errors import Conflict, DefinitionError, NotFound
+from appliance.errors import Conflict, DefinitionError, NotFound, StoreUnavailable
 from appliance.plugin import Action, Params
 from appliance.settings import StoreSettings
 from appliance.store.definitions import DefinitionStore
@@ -192,6 +193,55 @@ async def test_put_reaches_other_replicas(replica: Replica, pool: Pool, tmp_path
     assert (await replica.catalog.put(definition(text="b"))).number == 2
     assert (await replica.catalog.put(definition(enabled=False))).number == 3
     assert replica.matching() == []
+
+
+async def test_concurrent_puts(replica: Replica, pool: Pool, tmp_path: Path) -> None:
+    other = Replica(pool, tmp_path / "other")
+    await asyncio.gather(replica.catalog.load(), other.catalog.load())
+    sides = (replica.catalog, other.catalog)
+    revisions = await asyncio.gather(*(side.put(definition(f"w{n}")) for n in range(20) for side in sides))
+    assert {revision.number for revision in revisions} == {1}
+    assert len({revision.id for revision in revisions}) == 20
+    await asyncio.gather(*(side.refresh() for side in sides))
+    assert sorted(replica.matching()) == sorted(other.matching()) == sorted(f"w{n}" for n in range(20))
+    changed = await asyncio.gather(*(side.put(definition("w0", text=f"{n}")) for n in range(10) for side in sides))
+    assert {revision.workflow_id for revision in changed} == {revisions[0].workflow_id}
+    await asyncio.gather(*(side.refresh() for side in sides))
+    assert (await sides[0].get("w0")).id == (await sides[1].get("w0")).id
+
+
+async def test_the_loop_takes_over_changes_and_outlives_an_outage(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_until: Callable[..., Awaitable[Any]]
+) -> None:
+    class Flaky(DefinitionStore):
+        away = False
+        refusals = 0
+
+        async def version(self) -> int:
+            if self.away:
+                self.refusals += 1
+                raise StoreUnavailable("gone for a while")
+            return await super().version()
+
+    monkeypatch.setattr("appliance.catalog.POLL_S", 0.01)
+    store = Flaky(pool)
+    replica = Replica(pool, tmp_path / "config")
+    replica.catalog = Catalog(store, ACTIONS, replica.folder)
+    await replica.catalog.load()
+    loop = asyncio.create_task(replica.catalog.run())
+    try:
+        replica.write("a.yaml", yaml("one"))
+        await wait_until(lambda: replica.matching() == ["one"], "the new file")
+        store.away = True
+        replica.write("b.yaml", yaml("two"))
+        await wait_until(lambda: store.refusals > 2, "the outage to be noticed")
+        assert replica.matching() == ["one"]
+        store.away = False
+        await wait_until(lambda: sorted(replica.matching()) == ["one", "two"], "the file of the outage")
+    finally:
+        loop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
 
 
 async def test_put_refuses(replica: Replica) -> None:

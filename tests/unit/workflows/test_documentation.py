@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from appliance_send_email.templates import Templates
 
 from appliance.registry import Registry
 from appliance.rules.conditions import compile_condition
@@ -98,4 +99,13 @@ def test_the_sample_thanks_whoever_sends_the_sample_form() -> None:
     assert note.params is not None
     assert thank.params.render({"event": event}) == {"to": "a@example.org", "template": "thank-you"}
     assert note.params.render({"event": event}) == {"message": "contact form e1 from somebody"}
-    assert (ROOT / "config" / "templates" / "thank-you.txt").read_text().startswith("Subject: ")
+    templates = Templates(ROOT / "config" / "templates")
+    bare = templates.render("thank-you", {"event": event})
+    assert bare.subject == "Thank you for your message"
+    assert "Hello there," in str(bare.body)
+    assert "You wrote" not in str(bare.body) + str(bare.html)
+    event["data"] = {"email": "a@example.org", "name": "<Ann>", "message": "Hi\nthere"}
+    full = templates.render("thank-you", {"event": event})
+    assert "Hello <Ann>," in str(full.body)
+    assert "You wrote:\n\nHi\nthere\n" in str(full.body)
+    assert "Hello &lt;Ann&gt;," in str(full.html)
