@@ -7,6 +7,7 @@ on servers of its own. Every process that was started is ended with the block th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -132,6 +133,7 @@ class Fleet:
         self.folder = folder
         self.config_dir = folder / "config"
         self.replicas: list[Replica] = []
+        self._numbers = itertools.count(1)
         self._environ = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
         self._environ |= {"APPLIANCE_API_KEY": API_KEY, "PYTHONUNBUFFERED": "1", **(settings or {})}
         for name, url in (("REDIS_URL", redis_url), ("DATABASE_URL", database_url)):
@@ -156,9 +158,10 @@ class Fleet:
 
         ``fault`` switches fault points on (see ``appliance/faultpoints.py``). With ``ready`` it waits until it serves.
         """
-        home = self.folder / (name or f"replica-{len(self.replicas) + 1}")
+        number = next(self._numbers)
+        home = self.folder / (name or f"replica-{number}")
         home.mkdir(exist_ok=True)
-        data_dir, log = home / "data", home / f"log-{len(self.replicas) + 1}.txt"
+        data_dir, log = home / "data", home / f"log-{number}.txt"
         environ = {**self._environ, **(settings or {})}
         if fault is not None:
             environ[faultpoints.VARIABLE] = fault
