@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from appliance.errors import StoreUnavailable, StreamUnavailable
@@ -59,6 +60,8 @@ class Bookkeeper:
         accounts = await self._ledger.accounts()
         for priority, account in zip(PRIORITIES, accounts, strict=True):
             METRICS.backlog.labels(priority).set(account.in_flight)
+            age_s = time.time() - account.oldest_ms / 1000 if account.oldest_ms is not None else 0.0
+            METRICS.lag.labels(priority).set(max(0.0, age_s))
         known = [account for account in accounts if account.epoch]
         if known == self._saved:
             return

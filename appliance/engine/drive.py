@@ -156,6 +156,7 @@ class Driver:
         except TemplateError as error:
             return self._failed(drive, command, Failed(str(error), False, "invalid-params"), began)
         faultpoints.hit("before_action")
+        clock_began = time.monotonic()
         result = await self._actions.run(
             step.action or "",
             params,
@@ -167,6 +168,7 @@ class Driver:
             step.timeout_s,
             drive.delivered.get(command.key),
         )
+        METRICS.action_seconds.labels(step.action or "").observe(time.monotonic() - clock_began)
         faultpoints.hit("after_action")
         if result.deliveries:
             self._delivered(drive, command.key, result.deliveries)

@@ -72,8 +72,11 @@ class Timers:
             rows: list[tuple[Any, ...]] = await cursor.fetchall()
             for priority in {row[0] for row in rows}:
                 mine = [row for row in rows if row[0] == priority]
-                works = [_work(*row[1:]) for row in mine]
+                works = [_work(*row[2:]) for row in mine]
                 await self._producer.enqueue(priority, works, reopened=sum(work.reopens for work in works))
+        now = self._clock()
+        for row in rows:
+            METRICS.timer_delay_seconds.observe(max(0.0, now - row[1]))
         METRICS.timers_fired.inc(len(rows))
         return len(rows)
 

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from appliance import faultpoints
 from appliance.batching import Batcher
 from appliance.errors import Fenced, StoreUnavailable
-from appliance.events import PRIORITIES
+from appliance.events import PRIORITIES, entry_ms
 from appliance.observe.metrics import METRICS
 from appliance.settings import EngineSettings, StreamSettings
 from appliance.stream.client import is_no_group, unavailable
@@ -177,6 +177,7 @@ class Consumer:
         if entries:
             faultpoints.hit("after_read")
         for entry in entries:
+            METRICS.entries_read.labels(entry.priority).inc()
             self.accept(entry)
         if errors:
             raise errors[0]
@@ -284,6 +285,9 @@ class Consumer:
             settled = Counter(outcome.rpartition(">")[2] for entry_id, outcome in batch if entry_id not in lost)
             for outcome, number in settled.items():
                 METRICS.entries_settled.labels(outcome).inc(number)
+            now_ms = time.time() * 1000
+            for entry_id, _ in batch:
+                METRICS.event_seconds.observe(max(0.0, now_ms - entry_ms(entry_id)) / 1000)
             return [entry_id not in lost for entry_id, _ in batch]
 
         return flush

@@ -14,14 +14,17 @@ import redis.exceptions as rx
 from redis.asyncio import Redis
 
 from appliance.errors import StreamUnavailable
-from appliance.events import PRIORITIES
+from appliance.events import PRIORITIES, entry_ms
 from appliance.stream.client import Script, unavailable
 from appliance.stream.keys import Keys
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The counts of one stream (``epoch`` names its life: it counts from zero after Redis lost it), or of all."""
+    """The counts of one stream (``epoch`` names its life: it counts from zero after Redis lost it), or of all.
+
+    ``oldest_ms`` is when the oldest entry in the stream was added (Unix milliseconds), None if it is empty.
+    """
 
     accepted: int = 0
     handled: int = 0
@@ -30,6 +33,7 @@ class Account:
     dead: int = 0
     in_flight: int = 0
     epoch: str = ""
+    oldest_ms: int | None = None
 
     @property
     def difference(self) -> int:
@@ -43,7 +47,7 @@ class Account:
     def as_dict(self) -> dict[str, int]:
         """The counts and the difference."""
         counts: dict[str, Any] = asdict(self)
-        del counts["epoch"]
+        del counts["epoch"], counts["oldest_ms"]
         return {**counts, "difference": self.difference}
 
 
@@ -66,7 +70,9 @@ class Ledger:
         return [account(*row) for row in reply]
 
 
-def account(length: int, added: int, groups: int, pending: int, lag: int, counters: list[bytes]) -> Account:
+def account(
+    length: int, added: int, groups: int, pending: int, lag: int, counters: list[bytes], oldest: bytes
+) -> Account:
     """One stream's account from what ``lua/snapshot.lua`` answers."""
     texts = [part.decode() for part in counters]
     values = dict(zip(texts[::2], texts[1::2], strict=True))
@@ -83,4 +89,5 @@ def account(length: int, added: int, groups: int, pending: int, lag: int, counte
         dead=n.get("dead", 0),
         in_flight=unsettled - internal,
         epoch=epoch,
+        oldest_ms=entry_ms(oldest) if oldest else None,
     )

@@ -6,7 +6,8 @@ WITH due AS (
     SELECT id FROM timers WHERE due_at <= to_timestamp(%s) ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
 )
 DELETE FROM timers USING due WHERE timers.id = due.id
-RETURNING timers.priority, timers.run_id::text, timers.key, timers.letter::text, timers.reopens
+RETURNING timers.priority, extract(epoch FROM timers.due_at)::float8, timers.run_id::text, timers.key,
+          timers.letter::text, timers.reopens
 
 -- name: next_timer
 SELECT extract(epoch FROM min(due_at))::float8 FROM timers

@@ -1,6 +1,6 @@
 -- One moment of all streams: what was added, what waits, what the ledger counted.
 -- KEYS: stream, ledger, stream, ledger … ARGV: group.
--- Answers for each stream {length, added, groups, pending, lag or -1, {ledger fields and values}}.
+-- Answers for each stream {length, added, groups, pending, lag or -1, {ledger fields and values}, oldest entry's id}.
 local function field(reply, name)
   for i = 1, #reply, 2 do
     if reply[i] == name then
@@ -10,10 +10,14 @@ local function field(reply, name)
 end
 local answer = {}
 for i = 1, #KEYS, 2 do
-  local length, added, groups, pending, lag = 0, 0, 0, 0, -1
+  local length, added, groups, pending, lag, oldest = 0, 0, 0, 0, -1, ''
   local info = redis.pcall('XINFO', 'STREAM', KEYS[i])
   if not info.err then
     length, added = field(info, 'length'), field(info, 'entries-added')
+    local first = field(info, 'first-entry')
+    if first then
+      oldest = first[1]
+    end
     for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[i])) do
       groups = groups + 1
       if field(group, 'name') == ARGV[1] then
@@ -29,6 +33,6 @@ for i = 1, #KEYS, 2 do
       redis.call('HSET', KEYS[i + 1], 'added', added)
     end
   end
-  answer[#answer + 1] = {length, added, groups, pending, lag, redis.call('HGETALL', KEYS[i + 1])}
+  answer[#answer + 1] = {length, added, groups, pending, lag, redis.call('HGETALL', KEYS[i + 1]), oldest}
 end
 return answer
