@@ -11,6 +11,7 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from tests.chaos.api import api_of
 from tests.chaos.appliance_process import Fleet
 from tests.chaos.invariants import Accepted, Findings, inspect, quiet, repeats
 from tests.chaos.sinks import HttpSink
@@ -82,7 +83,23 @@ class Site:
         print(findings.summary(len(self.accepted), self.fleet.faults_struck(), repeated))  # noqa: T201
         findings.assert_none()
         assert repeated <= most_repeated, self.sink.repeated()
+        await self._compare_ledger(findings)
         return findings
+
+    async def _compare_ledger(self, findings: Findings) -> None:
+        """The product's own ledger must say what the rows say, with a difference of 0."""
+        alive = next((r for r in reversed(self.fleet.replicas) if r.process.returncode is None), None)
+        if alive is None:
+            return
+        async with api_of(alive) as api:
+            account = await api.balanced()
+        counted = {
+            "handled": findings.handled,
+            "unmatched": findings.unmatched,
+            "duplicate": findings.duplicates,
+            "dead": findings.dead + findings.letters,
+        }
+        assert {name: account[name] for name in counted} == counted, account
 
 
 async def empty(redis_url: str) -> None:

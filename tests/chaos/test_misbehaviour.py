@@ -94,7 +94,11 @@ async def test_a_blocked_loop_is_reported_and_keeps_its_leases(site: Site, repli
 
 async def test_a_poison_message_is_set_aside_after_some_deaths(site: Site) -> None:
     """An action that aborts the process: each delivery costs a replica, until the entry is set aside."""
-    fields: dict[Any, Any] = {"type": "form_submitted", "template_id": "chaos", "data": '{"how": "abort", "seconds": 0}'}
+    fields: dict[Any, Any] = {
+        "type": "form_submitted",
+        "template_id": "chaos",
+        "data": '{"how": "abort", "seconds": 0}',
+    }
     async with Redis.from_url(site.redis_url, protocol=2) as redis:  # who takes it in over HTTP may not live to answer
         added: Any = await redis.xadd("appliance:events:normal", fields)
     site.accepted.entries.add(("normal", added.decode()))
