@@ -48,21 +48,15 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], config_dir: Path | Non
 
 def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tuple[list[str], list[Problem]]:
     """The names of the workflows that are in order, and every problem of the others. One name belongs to one file."""
-    from appliance.workflows.compile import compile_workflow
-    from appliance.workflows.dialects import to_native
-    from appliance.workflows.loader import read_document
+    from appliance.workflows.folder import read_definition
 
     owners: dict[str, Path] = {}
     problems: list[Problem] = []
     for path in files:
         try:
-            document = read_document(path)
-            definition = to_native(document.data)
-            # A translated definition has keys of its own: the places of the original would mislead.
-            lines = document.lines if definition is document.data else None
-            workflow = compile_workflow(definition, actions=actions, file=document.file, lines=lines)
+            workflow, _ = read_definition(path, actions)
         except DefinitionError as error:
-            problems += (_in_file(problem, path) for problem in error.problems)
+            problems += error.problems
             continue
         owner = owners.setdefault(workflow.name, path)
         if owner is not path:
@@ -79,12 +73,6 @@ def _files(paths: Iterable[Path], default: Path) -> Iterator[Path]:
             yield from definition_files(path)
         else:
             yield path
-
-
-def _in_file(problem: Problem, path: Path) -> Problem:
-    if problem.file is not None:
-        return problem
-    return Problem(problem.message, problem.key, str(path), problem.line, problem.column, problem.expected)
 
 
 def _as_json(problem: Problem) -> dict[str, Any]:

@@ -65,18 +65,27 @@ class Folder:
 
     def _read(self, path: Path, name: str, stamp: tuple[int, int, int]) -> DefinitionFile:
         try:
-            document = read_document(path, name=str(path))
-            native = to_native(document.data)
-            translated = native is not document.data
-            lines = None if translated else document.lines
-            workflow = compile_workflow(native, actions=self._actions, file=str(path), lines=lines)
+            workflow, source = read_definition(path, self._actions)
         except DefinitionError as error:
-            placed = (
-                Problem(p.message, p.key, p.file or str(path), p.line, p.column, p.expected) for p in error.problems
-            )
-            return DefinitionFile(name, stamp, None, DefinitionError(*placed))
-        source = orjson.dumps(document.data).decode() if translated else None
+            return DefinitionFile(name, stamp, None, error)
         return DefinitionFile(name, stamp, workflow, None, source)
+
+
+def read_definition(path: Path, actions: Mapping[str, Action]) -> tuple[Workflow, str | None]:
+    """The workflow in a file, and the text of its original if that is of another dialect.
+
+    Raises DefinitionError, every problem of which names the file.
+    """
+    try:
+        document = read_document(path, name=str(path))
+        native = to_native(document.data)
+        translated = native is not document.data
+        lines = None if translated else document.lines
+        workflow = compile_workflow(native, actions=actions, file=str(path), lines=lines)
+    except DefinitionError as error:
+        placed = (Problem(p.message, p.key, p.file or str(path), p.line, p.column, p.expected) for p in error.problems)
+        raise DefinitionError(*placed) from None
+    return workflow, orjson.dumps(document.data).decode() if translated else None
 
 
 def _stamp(entry: os.DirEntry[str]) -> tuple[int, int, int] | None:
