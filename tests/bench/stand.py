@@ -116,9 +116,8 @@ async def replica(
 async def load(made: Replica, definitions: list[dict[str, Any]]) -> None:
     """Put the definitions into the replica's catalog."""
     await made.catalog.load()
-    for definition in definitions:
-        await made.catalog.put(definition)
-    await made.catalog.refresh()
+    # Together: the catalog then builds its matcher once.
+    await asyncio.gather(*(made.catalog.put(definition) for definition in definitions))
 
 
 async def until(predicate: Callable[[], Any], timeout_s: float = 120.0) -> None:

@@ -1,0 +1,109 @@
+"""``python -m tests.bench``: every figure beside the raw limit it is to be measured by. About two minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from tests.bench import ingest, latency, memory, throughput
+from tests.bench.stand import Servers, servers
+
+EVENTS = 20_000
+ROUNDS = 3
+WORKFLOWS = 10_000
+
+
+def row(name: str, value: str, ratio: str = "", goal: str = "") -> None:
+    """One line of the table."""
+    print(f"{name:<58}{value:>16}  {ratio:>12}  {goal}", flush=True)
+
+
+async def median(measure: Callable[[], Awaitable[float]]) -> float:
+    """The median of three runs: the machine's speed drifts."""
+    return statistics.median([await measure() for _ in range(ROUNDS)])
+
+
+async def consuming(stand: Servers) -> None:
+    """Events a second. Raw and ours take turns, so that a drift hits both."""
+    one = [throughput.workflow("one")]
+    pairs = [(await throughput.raw(stand, EVENTS), await throughput.ours(stand, EVENTS, one)) for _ in range(ROUNDS)]
+    raw = statistics.median(r for r, _ in pairs)
+    ours = statistics.median(o for _, o in pairs)
+    ratio = statistics.median(o / r for r, o in pairs)
+    row("R: read 100, decode, one history row each, acknowledge", f"{raw:,.0f}/s")
+    row("one workflow, one instant action: event, run and step", f"{ours:,.0f}/s", f"{ratio:.2f} R", "at least 0.3 R")
+    many = [*one, *(throughput.workflow(f"other-{n}", type=f"other.{n}") for n in range(WORKFLOWS - 1))]
+    with_many = await median(lambda: throughput.ours(stand, EVENTS, many))
+    row(
+        f"the same with {WORKFLOWS:,} workflows loaded",
+        f"{with_many:,.0f}/s",
+        f"{with_many / ours:.2f}",
+        "at least 0.8",
+    )
+    same = [*one, *(throughput.workflow(f"w{n}", when=_equals(n)) for n in range(WORKFLOWS - 1))]
+    with_same = await median(lambda: throughput.ours(stand, EVENTS, same))
+    row("the same, all on one event type, told apart by a field", f"{with_same:,.0f}/s", f"{with_same / ours:.2f}")
+
+
+def _equals(number: int) -> dict[str, object]:
+    return {"path": "data.email", "op": "==", "value": f"nobody{number}@example.org"}
+
+
+async def taking_in(stand: Servers) -> None:
+    """Requests a second."""
+    number = 20_032
+    pairs = [
+        (
+            await ingest.requests_per_second("bare", stand.redis_url, number),
+            await ingest.requests_per_second("ours", stand.redis_url, number),
+        )
+        for _ in range(ROUNDS)
+    ]
+    bare = statistics.median(b for b, _ in pairs)
+    ours = statistics.median(o for _, o in pairs)
+    row("POST: a bare Starlette handler that shares pipelines", f"{bare:,.0f}/s")
+    ratio = statistics.median(o / b for b, o in pairs)
+    row("POST /submit", f"{ours:,.0f}/s", f"{ratio:.2f}", "at least 0.7")
+
+
+async def waiting(stand: Servers) -> None:
+    """Milliseconds, at 200 events a second."""
+    bare = await latency.bare(stand, 1000, 200.0)
+    acted, settled = await latency.ours(stand, 1000, 200.0)
+    row("XADD to a bare blocking reader, p50 / p99", f"{bare.p50:.1f} / {bare.p99:.1f} ms")
+    row("XADD to the action, p50 / p99", f"{acted.p50:.1f} / {acted.p99:.1f} ms", f"{acted.p50 / bare.p50:.1f} x")
+    row(
+        "XADD to acknowledged, p50 / p99",
+        f"{settled.p50:.1f} / {settled.p99:.1f} ms",
+        f"{settled.p50 / bare.p50:.1f} x",
+    )
+
+
+async def growing(stand: Servers) -> None:
+    """MiB."""
+    backlog = 100_000
+    before, most = await memory.growth(stand, backlog)
+    row(
+        f"resident memory, backlog of {backlog:,}: before / most",
+        f"{before:.0f} / {most:.0f} MiB",
+        f"+{most - before:.0f} MiB",
+    )
+
+
+PARTS = {"consuming": consuming, "ingest": taking_in, "latency": waiting, "memory": growing}
+
+
+async def main(names: list[str]) -> None:
+    """Run the parts named, or all."""
+    async with servers() as stand:
+        for name in names or PARTS:
+            await PARTS[name](stand)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1:]))
