@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-import redis.exceptions as rx
-from redis.asyncio import Redis
-
 from appliance import __version__
+from appliance.errors import StreamUnavailable
 from appliance.http.services import Health
 from appliance.observe.metrics import METRICS
 from appliance.observe.stall import StallWatchdog
-from appliance.stream.client import unavailable
 
 _CHECK_EVERY_S = 2.0
 
@@ -22,18 +19,22 @@ log = logging.getLogger("appliance.health")
 
 
 class HealthMonitor:
-    """Collects what is wrong. ``sources`` are asked at each reading: name -> None, or what is wrong."""
+    """Collects what is wrong.
+
+    ``sources`` are asked at each reading: name -> None, or what is wrong. ``policy`` asks Redis what it does when its
+    memory is full.
+    """
 
     def __init__(
         self,
-        client: Redis,
+        policy: Callable[[], Awaitable[str]],
         watchdog: StallWatchdog,
         sources: Mapping[str, Callable[[], str | None]],
         details: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.started = False
         self.dead: tuple[str, ...] = ()
-        self._client = client
+        self._policy = policy
         self._watchdog = watchdog
         self._sources = sources
         self._details = details
@@ -65,13 +66,10 @@ class HealthMonitor:
         """Ask Redis whether it is there, and whether it would rather forget events than refuse them."""
         before = self._redis
         try:
-            memory = await self._client.info("memory")
-            policy = memory.get("maxmemory_policy", "noeviction")
-            limited = int(memory.get("maxmemory", 0)) > 0
-            self._redis = None
-            if policy != "noeviction" and limited:
-                self._redis = f"maxmemory-policy is {policy}: it would drop events; set it to noeviction"
-        except (rx.RedisError, OSError) as error:
-            self._redis = str(unavailable(error) or error)
+            policy = await self._policy()
+            refusal = f"maxmemory-policy is {policy}: it would drop events; set it to noeviction"
+            self._redis = None if policy == "noeviction" else refusal
+        except StreamUnavailable as error:
+            self._redis = str(error)
         if self._redis is not None and self._redis != before:
             log.error("not ready: redis: %s", self._redis)

@@ -41,7 +41,8 @@ __all__ = [
 class Params(BaseModel):
     """Base of an action's parameters: unknown keys are refused, values are checked when a workflow is loaded."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A parameter that is exactly one expression keeps its type; a number is a fine text all the same.
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
 
 class Retry(Exception):

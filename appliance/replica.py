@@ -28,6 +28,7 @@ from appliance.store.runs import Runs
 from appliance.stream import client as stream_client
 from appliance.stream.consumer import Consumer
 from appliance.stream.group import Foundation, Group
+from appliance.stream.inspection import eviction_policy
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
 from appliance.stream.ledger import Ledger
@@ -104,3 +105,12 @@ class Replica:
         self.consumer.paused = lambda: not self.recorder.healthy
         self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
         self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)
+
+    async def eviction_policy(self) -> str:
+        """What Redis does when its memory is full; raises StreamUnavailable."""
+        return await eviction_policy(self.commander)
+
+    async def close_clients(self) -> None:
+        """Close the connections to Redis."""
+        await self.reader.aclose()
+        await self.commander.aclose()

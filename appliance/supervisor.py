@@ -19,8 +19,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
-import redis.exceptions as rx
-
 from appliance import __version__
 from appliance.configuration import secret_values
 from appliance.datadir import DataDir
@@ -42,7 +40,6 @@ from appliance.settings import Settings
 from appliance.store import partitions
 from appliance.store.migrate import migrate
 from appliance.store.pool import checked_out, open_pool
-from appliance.stream.client import unavailable
 from appliance.stream.group import Foundation
 from appliance.workflows.schema import json_schema
 
@@ -149,9 +146,9 @@ class Supervisor:
             registry.open(data_dir=datadir.path, config_dir=settings.config_dir, http=http)
         )
         replica = Replica(settings, urls, pool, registry, resources, http, self._founded)
-        stack.push_async_callback(_close_clients, replica)
+        stack.push_async_callback(replica.close_clients)
         await replica.catalog.load()
-        await patiently("Redis", lambda: _found(replica))
+        await patiently("Redis", replica.consumer.found)
         monitor = self._monitor(replica)
         services = Services(
             settings=settings,
@@ -199,7 +196,7 @@ class Supervisor:
             "actions": abandoned,
         }
         return HealthMonitor(
-            replica.commander,
+            replica.eviction_policy,
             self.watchdog,
             sources,
             lambda: {
@@ -319,15 +316,3 @@ async def patiently(what: str, attempt: Callable[[], Awaitable[Any]]) -> Any:
             log.warning("waiting for %s: %s", what, error)
         await asyncio.sleep(pause)
         pause = min(5.0, pause * 2)
-
-
-async def _found(replica: Replica) -> None:
-    try:
-        await replica.consumer.found()
-    except (rx.RedisError, OSError) as error:
-        raise unavailable(error) or error from error
-
-
-async def _close_clients(replica: Replica) -> None:
-    await replica.reader.aclose()
-    await replica.commander.aclose()

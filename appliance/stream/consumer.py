@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from appliance import faultpoints
 from appliance.batching import Batcher
-from appliance.errors import Fenced, StoreUnavailable
+from appliance.errors import Fenced, StoreUnavailable, StreamUnavailable
 from appliance.events import PRIORITIES, entry_ms
 from appliance.observe.metrics import METRICS
 from appliance.settings import EngineSettings, StreamSettings
@@ -111,8 +111,11 @@ class Consumer:
         return self._held < self._engine.max_held and not self.stopping
 
     async def found(self) -> None:
-        """Make streams and groups that are missing."""
-        foundation = await self._group.found()
+        """Make streams and groups that are missing. Raises StreamUnavailable."""
+        try:
+            foundation = await self._group.found()
+        except (rx.RedisError, OSError) as error:
+            raise unavailable(error) or StreamUnavailable(f"Redis: {error}") from error
         if foundation.made or foundation.lost:
             await self._on_founded(foundation)
 
@@ -322,7 +325,7 @@ class Consumer:
         if is_no_group(error):
             try:
                 await self.found()
-            except (rx.RedisError, OSError) as again:
+            except StreamUnavailable as again:
                 self.complain("making the groups", again)
             await self.pause(min(1.0, 0.05 * failures))
             return

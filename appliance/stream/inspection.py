@@ -69,6 +69,14 @@ async def inspect_stream(url: str) -> StreamFacts:
     )
 
 
+async def eviction_policy(client: Redis) -> str:
+    """What the server does when its memory is full; raises StreamUnavailable."""
+    try:
+        return str((await client.info("memory")).get("maxmemory_policy", "noeviction"))
+    except (rx.RedisError, OSError) as error:
+        raise StreamUnavailable(f"Redis: {str(error) or type(error).__name__}") from None
+
+
 async def _append_sync(client: Redis) -> str:
     try:
         return str((await client.config_get("appendfsync")).get("appendfsync", ""))
