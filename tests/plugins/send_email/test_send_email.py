@@ -364,6 +364,16 @@ async def test_without_a_server_mail_goes_into_files_and_says_so(
 EVENT = new_event("form_submitted", {"name": "Ann <b>"}, source="tests")
 
 
+async def test_a_huge_text_arrives_too(tmp_path: Path) -> None:
+    outcome = await run_action(action, {**ANN, "body": "ü" * 60_000}, settings={}, data_dir=tmp_path)
+    (file,) = (tmp_path / "outbox").iterdir()
+    content = file.read_bytes()
+    assert outcome.output["outbox"] == [str(file)]
+    assert content.isascii()
+    assert max(map(len, content.splitlines())) <= 998
+    assert message_from_bytes(content, policy=policy.default).get_content() == "ü" * 60_000 + "\n"
+
+
 async def test_an_outbox_that_can_not_be_written_means_later(tmp_path: Path) -> None:
     (tmp_path / "outbox").write_text("in the way")
     with pytest.raises(Retry, match="can't be written"):
@@ -443,8 +453,9 @@ LONG = "word " * 300
         ("", "no end of line", None),
         ("漢字" * 50, "漢字" * 500 + "\r\nmixed\rends\n", None),
         ("a  b", "", ""),
+        ("See https://example.com/" + "x" * 80 + " now", "x" * 999, "\r\n"),
     ],
-    ids=["plain", "html", "looks encoded", "long", "awkward", "no subject", "CJK", "empty"],
+    ids=["plain", "html", "looks encoded", "long", "awkward", "no subject", "CJK", "empty", "long words"],
 )
 async def test_what_is_composed_parses_back(subject: str, body: str | None, html: str | None, post: Post) -> None:
     written = 'Größe "Q" <a@example.com>' if html else 'J. "Q" Doe\\ <a@example.com>'
