@@ -77,7 +77,7 @@ async def _deliver(mailer: Mailer, mail: Mail, recipient: str, ctx: Context, wri
             await mailer.connections.send(mail, recipient)
         else:
             try:
-                path = await mailer.outbox.put(mail, recipient, ctx.event.time)
+                path = mailer.outbox.put(mail, recipient, ctx.event.time)
             except OSError as error:
                 raise Retry(f"the mail can't be written: {error}") from error
             written[recipient] = str(path)
