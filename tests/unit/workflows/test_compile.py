@@ -154,7 +154,7 @@ def test_the_digest_is_of_the_content() -> None:
         ([mail(count="many")], "steps[0].with.count", "valid integer"),
         ([mail(count=0, data="{{ event.x }}")], "steps[0].with.count", "greater than or equal to 1"),
         ([mail(data={"a": "{{ event.n }}", "b": "x"})], "steps[0].with.data.b", "valid integer"),
-        ([mail(to=[7])], "steps[0].with.to", "valid string"),
+        ([mail(to={"a": 1})], "steps[0].with.to", "valid string"),
         ([mail(template="t")], "steps[0].with", "either body or template"),
         ([mail(to=["a", "{{ event.x"])], "steps[0].with.to[1]", "not a template"),
         ([log("a"), mail(body="{{ steps.b.output }}")], "steps[1].with", "there is no step 'b'"),
