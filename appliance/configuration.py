@@ -8,39 +8,111 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from appliance.declarations import KeyPath, Setting, describe
+from appliance.declarations import PREFIX, KeyPath, Setting, describe
 from appliance.errors import ConfigurationError, Problem
 from appliance.settings import Settings
-from appliance.variables import Place, Source, Variables
+from appliance.variables import DotEnvSource, EnvironmentSource, Place, VariablesSource
 
 __all__ = ["FILE_NAME", "Setting", "describe", "load_settings", "secret_values"]
 
 FILE_NAME = "appliance.yaml"
 
 
+class LoadedSettings(Settings, BaseSettings):
+    """Settings from all their sources; plain ``Settings`` know no source but their arguments."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Ours, which know where each value came from; strongest first."""
+        origin: Origin = cast(InitSettingsSource, init_settings).init_kwargs["origin"]
+        origin.sources = (
+            CommandLineSource(settings_cls, origin.cli),
+            EnvironmentSource(settings_cls, origin.environ),
+            DotEnvSource(settings_cls, origin.cwd / ".env"),
+            FileSource(settings_cls, origin.cwd),
+        )
+        return origin.sources
+
+
+@dataclass(slots=True)
+class Origin:
+    """What the sources read from, and the sources once they are made."""
+
+    cli: Mapping[str, Any]
+    environ: Mapping[str, str]
+    cwd: Path
+    sources: tuple[CommandLineSource | VariablesSource | FileSource, ...] = ()
+
+    @property
+    def places(self) -> dict[KeyPath, Place]:
+        """The place of each key path, in the strongest source that has it."""
+        return {path: place for source in reversed(self.sources) for path, place in source.places.items()}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What the variables have wrong before their values are looked at; the weaker source first."""
+        variables = [source for source in self.sources if isinstance(source, VariablesSource)]
+        return [problem for source in reversed(variables) for problem in source.problems]
+
+
+class CommandLineSource(InitSettingsSource):
+    """A tree of what the command line gave."""
+
+    def __init__(self, settings_cls: type[BaseSettings], tree: Mapping[str, Any]) -> None:
+        super().__init__(settings_cls, init_kwargs=dict(tree))
+        self.places = _cli_places(tree)
+
+
+class FileSource(PydanticBaseSettingsSource):
+    """``appliance.yaml`` in the folder that the stronger sources name."""
+
+    def __init__(self, settings_cls: type[BaseSettings], cwd: Path) -> None:
+        super().__init__(settings_cls)
+        self._cwd = cwd
+        self.places: dict[KeyPath, Place] = {}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not asked for: the file is read as a whole."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """The file's tree; raises ConfigurationError when there is none in it."""
+        folder = self.current_state.get("config_dir") or Settings.model_fields["config_dir"].default
+        values, self.places = _read_file(self._cwd / Path(folder) / FILE_NAME)
+        return values
+
+
 def load_settings(*, cli: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Settings:
     """The settings; ``cli`` is a tree of what the command line gave. Raises ConfigurationError, with all problems."""
-    variables = Variables(environ, cwd)
-    source = variables.read()
-    told = {**source.values, **cli}.get("config_dir") or Settings.model_fields["config_dir"].default
-    from_file = _read_file(cwd / Path(told) / FILE_NAME)
-    merged = _merged(_merged(from_file.values, source.values), cli)
-    places = {**from_file.places, **source.places, **_cli_places(cli)}
+    origin = Origin(cli, environ, cwd)
+    given: dict[str, Any] = {"origin": origin}
     try:
-        settings = Settings.model_validate(merged)
+        settings = LoadedSettings(**given)
     except ValidationError as error:
-        raise ConfigurationError(*variables.problems, *_explain(error, places)) from None
-    if variables.problems:
-        raise ConfigurationError(*variables.problems)
+        raise ConfigurationError(*origin.problems, *_explain(error, origin.places)) from None
+    if origin.problems:
+        raise ConfigurationError(*origin.problems)
     return settings
 
 
@@ -64,11 +136,11 @@ def secret_values(settings: Settings) -> list[str]:
     return found
 
 
-def _read_file(path: Path) -> Source:
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Place]]:
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        return Source({}, {})
+        return {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(Problem(f"can't be read: {error}", file=str(path))) from None
     yaml = YAML(typ="safe", pure=True)
@@ -80,14 +152,14 @@ def _read_file(path: Path) -> Source:
         message = (error.problem or "not YAML").splitlines()[0]
         raise ConfigurationError(Problem(message, file=str(path), line=line, column=column)) from None
     if values is None:
-        return Source({}, {})
+        return {}, {}
     if not isinstance(values, dict):
         raise ConfigurationError(Problem("expected a mapping", file=str(path), line=1, column=1))
     places = dict(_places(node, str(path), ()))
     if "config_dir" in values:
         problem = places[("config_dir",)].problem("can't be set in a file inside that folder", "config_dir")
         raise ConfigurationError(problem)
-    return Source({name: value for name, value in values.items() if value is not None}, places)
+    return {str(name): value for name, value in values.items() if value is not None}, places
 
 
 def _places(node: Node, file: str, path: KeyPath) -> Iterator[tuple[KeyPath, Place]]:
@@ -134,11 +206,3 @@ def _cli_places(tree: Mapping[str, Any], path: KeyPath = ()) -> dict[KeyPath, Pl
         if isinstance(value, Mapping):
             places |= _cli_places(value, (*path, name))
     return places
-
-
-def _merged(weak: Mapping[str, Any], strong: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(weak)
-    for name, value in strong.items():
-        below = merged.get(name)
-        merged[name] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged

@@ -81,6 +81,23 @@ def test_plain_names_work_and_ours_are_stronger(place: Place) -> None:
     assert smtp.password.get_secret_value() == "pass"
 
 
+def test_the_environment_is_stronger_than_the_dotenv_file_whatever_the_name(place: Place) -> None:
+    place.dotenv("APPLIANCE_HTTP__PORT=1\nAPPLIANCE_API_KEY_FILE=/dev/null\n")
+    settings = place.load(PORT="2", APPLIANCE_API_KEY="k")
+    assert settings.http.port == 2
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == "k"
+
+
+def test_settings_made_by_hand_read_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.dotenv("APPLIANCE_NAMESPACE=dotenv")
+    place.file("namespace: file")
+    monkeypatch.chdir(place.path)
+    monkeypatch.setenv("APPLIANCE_NAMESPACE", "environment")
+    assert Settings().namespace == "appliance"
+    assert place.load().namespace == "dotenv"  # of the environment, only what it is given
+
+
 def test_the_file_lies_in_the_folder_that_a_stronger_source_names(place: Place) -> None:
     other = place.path / "other"
     other.mkdir()
@@ -99,6 +116,8 @@ def test_mappings_are_json_or_a_variable_per_entry(place: Place) -> None:
     settings = place.load(APPLIANCE_SECRETS__SMS_TOKEN="[token", APPLIANCE_PLUGINS='{"sms": {"url": "u"}}')
     assert {name: value.get_secret_value() for name, value in settings.secrets.items()} == {"sms_token": "[token"}
     assert settings.plugins == {"sms": {"url": "u"}}
+    settings = place.load(APPLIANCE_PLUGINS='{"fax": {}}', APPLIANCE_PLUGINS__SMS='{"url": "u"}')
+    assert settings.plugins == {"fax": {}, "sms": {"url": "u"}}
 
 
 def test_empty_variables_count_as_unset(place: Place) -> None:
@@ -154,6 +173,7 @@ def test_mistakes_in_the_file_have_line_column_and_key(place: Place) -> None:
         ("http:\n\tport: 1", "config/appliance.yaml:2:1: found character '\\t' that cannot start any token"),
         ("http: {}\nhttp: {}", 'config/appliance.yaml:2:1: found duplicate key "http" with value "{}"'),
         ("- a", "config/appliance.yaml:1:1: expected a mapping"),
+        ("1: x", "config/appliance.yaml:1:1: 1: no such setting"),
         ("config_dir: x", "config/appliance.yaml:1:1: config_dir: can't be set in a file inside that folder"),
         (
             "stream: 5",
@@ -168,8 +188,9 @@ def test_a_file_that_is_none(place: Place, text: str, problem: str) -> None:
 
 
 def test_mistakes_in_variables_name_the_variable(place: Place) -> None:
-    place.dotenv("OTHER=1\n\nAPPLIANCE_STREAM__LEAS=10s\n")
+    place.dotenv("OTHER=1\n\nAPPLIANCE_STREAM__LEAS=10s\n'")
     assert place.problems(APPLIANCE_HTTP_PORT="1", PORT="x", APPLIANCE_OUTBOUND__ALLOWED_PORTS="[80") == [
+        ".env:4: not a line of the form NAME=value",
         ".env:3: APPLIANCE_STREAM__LEAS: no such setting (expected APPLIANCE_STREAM__LEASE)",
         "APPLIANCE_HTTP_PORT: no such setting (expected APPLIANCE_HTTP__PORT)",
         "PORT: input should be a valid integer, unable to parse string as an integer",
