@@ -131,6 +131,8 @@ class Supervisor:
     async def _start(self, stack: contextlib.AsyncExitStack) -> tuple[Replica, HttpServer, HealthMonitor, DataDir]:
         settings = self.settings
         datadir = stack.enter_context(DataDir.open(settings.data_dir, ephemeral=settings.ephemeral))
+        api_key = settings.api_key.get_secret_value() if settings.api_key is not None else datadir.api_key()
+        logs.configure(settings.log, [*secret_values(settings), api_key])
         urls = await self._servers(stack, datadir)
         pool = await patiently("PostgreSQL", lambda: open_pool(urls[1], settings.store))
         stack.push_async_callback(pool.close)
@@ -160,7 +162,7 @@ class Supervisor:
             ledger=replica.bookkeeper.ledger,
             health=monitor.health,
             schema=lambda: json_schema(registry.actions),
-            api_key=settings.api_key.get_secret_value() if settings.api_key is not None else datadir.api_key(),
+            api_key=api_key,
             metrics=METRICS.registry,
         )
         server = HttpServer(create_app(services), settings.http)

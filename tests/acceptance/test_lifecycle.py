@@ -106,6 +106,21 @@ async def test_kill_9_while_the_action_runs_repeats_that_action_with_its_key(fol
         assert len(sink.requests) <= 2
 
 
+async def test_the_api_key_that_it_makes_is_not_logged(folder: Path) -> None:
+    async with Fleet(folder, settings={"APPLIANCE_API_KEY": ""}) as fleet:
+        note = (
+            "name: n\ntrigger: {event: x}\nsteps: [{id: a, action: log, with: {message: 'it is {{ event.data.k }}'}}]"
+        )
+        fleet.workflow("note", note)
+        replica = await fleet.start()
+        key = json.loads((replica.data_dir / "secrets.json").read_bytes())["api_key"]
+        async with replica.client(api_key=key) as client:
+            accepted = await client.post("/api/v1/events", json={"type": "x", "data": {"k": key}})
+            assert accepted.status_code == 202, accepted.text
+        await wait_until(lambda: "it is [secret]" in replica.log, "the message is logged", 15)
+        assert key not in replica.log
+
+
 async def test_it_can_be_stopped_and_started_at_rest(folder: Path) -> None:
     async with Fleet(folder) as fleet:
         first = await fleet.start(name="one", options=("--log-format", "json"))
