@@ -9,7 +9,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -36,16 +36,14 @@ MAX_AFTER_S = 86_400.0
 """Longest wait that another side's Retry-After can ask for, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(NamedTuple):
     """The action's output, as JSON data that nobody else holds, and its deliveries."""
 
     output: Any
     deliveries: tuple[DeliveryRecord, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """Why the attempt failed. ``after_s`` is the earliest time to try again that the other side asked for."""
 
     error: str

@@ -118,7 +118,7 @@ def _retry(state: RunState, now: float) -> tuple[RunState, Command]:
     due = failed._replace(
         status=RETRYING, attempt=0, first_at=now, started_at=None, finished_at=None, due_at=now, error=None
     )
-    return state.with_step(due, status=RETRYING, error=None, finished_at=None), WaitUntil(due.key, now)
+    return state.with_step(due, RETRYING)._replace(error=None, finished_at=None), WaitUntil(due.key, now)
 
 
 def _succeeded(
@@ -182,7 +182,7 @@ def _leave(workflow: Workflow, view: View, state: RunState, done: StepState, now
 
 
 def _finish(state: RunState, status: str, now: float) -> tuple[RunState, Command]:
-    return state._replace(status=status, at=None, finished_at=now), Finish()
+    return RunState(status, None, state.steps, state.error, now), Finish()
 
 
 def _scope(view: View, state: RunState) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from prometheus_client import Histogram
 
 from appliance import faultpoints
 from appliance.engine.actions import ActionRunner, DeliveryRecord, Failed, Succeeded
@@ -61,8 +63,7 @@ class Drive:
     """``state`` as it was last recorded: what is different is written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """The run is over."""
 
     dead: bool
@@ -73,14 +74,11 @@ class Parked:
     """The run waits for a timer, which is recorded: its entry may be acknowledged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Backoff:
+class Backoff(NamedTuple):
     """The run waits for a moment, holding on to its entry."""
 
     delay_s: float
 
-
-_FINISHED = {status: METRICS.runs_finished.labels(status) for status in TERMINAL}
 
 DriveEnd = Ended | Parked | Backoff
 
@@ -109,6 +107,7 @@ class Driver:
         self._may_hold = may_hold
         self._on_timer = on_timer
         self._clock = clock
+        self._histograms: dict[str, Histogram] = {}
 
     async def run(
         self, drive: Drive, given: Input, prepare: Prepare, entry: tuple[str, str], valid: Callable[[], bool]
@@ -123,7 +122,7 @@ class Driver:
         while True:
             match command:
                 case RunAction():
-                    if _unrecorded(drive):
+                    if len(drive.state.steps) > 1 and _unrecorded(drive):
                         await self._record(drive, None, prepare, entry, valid)
                     if not valid():
                         raise Fenced("the lease was lost")
@@ -138,7 +137,6 @@ class Driver:
                 case Finish():
                     ended = Ended(dead=command.dead is not None)
                     await self._record(drive, ended, prepare, entry, valid, dead=command.dead)
-                    _FINISHED[drive.state.status].inc()
                     return ended
 
     def _waiting(self, drive: Drive, command: WaitUntil) -> DriveEnd:
@@ -168,13 +166,20 @@ class Driver:
             step.timeout_s,
             drive.delivered.get(command.key),
         )
-        METRICS.action_seconds.labels(step.action or "").observe(time.monotonic() - clock_began)
+        self._seconds(step.action or "").observe(time.monotonic() - clock_began)
         faultpoints.hit("after_action")
         if result.deliveries:
             self._delivered(drive, command.key, result.deliveries)
         if isinstance(result, Succeeded):
             return ActionSucceeded(command.key, result.output)
         return self._failed(drive, command, result, began)
+
+    def _seconds(self, action: str) -> Histogram:
+        """The action's histogram: looking it up by its label takes longer than what it measures."""
+        histogram = self._histograms.get(action)
+        if histogram is None:
+            histogram = self._histograms[action] = METRICS.action_seconds.labels(action)
+        return histogram
 
     def _scope(self, drive: Drive) -> dict[str, Any]:
         """What templates see."""

@@ -132,7 +132,6 @@ class Executor:
                     run_id=run_id, revision=revision, event=event, view=view, priority=priority, started_at=now
                 )
                 drives.append(drive)
-        METRICS.runs_started.inc(len(drives))
         return drives
 
     async def _stored_drive(self, run: StoredRun, event: Event, view: dict[str, Any]) -> Drive:

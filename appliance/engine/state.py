@@ -43,9 +43,10 @@ class RunState(NamedTuple):
     error: str | None = None
     finished_at: float | None = None
 
-    def with_step(self, step: StepState, **changes: Any) -> RunState:
-        """A copy with ``step`` put in (and ``changes`` made)."""
-        return self._replace(steps={**self.steps, step.key: step}, **changes)
+    def with_step(self, step: StepState, status: str | None = None, at: str | None = None) -> RunState:
+        """A copy with ``step`` put in; ``status`` and ``at`` stay as they are where None."""
+        steps = {**self.steps, step.key: step}
+        return RunState(status or self.status, at or self.at, steps, self.error, self.finished_at)
 
     def outputs(self) -> dict[str, dict[str, Any]]:
         """``steps`` as templates and conditions see it."""

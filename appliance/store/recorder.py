@@ -13,6 +13,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -24,6 +25,7 @@ from appliance import faultpoints
 from appliance.batching import Batcher
 from appliance.errors import Fenced, StoreUnavailable
 from appliance.observe.metrics import METRICS
+from appliance.store.columns import column, register
 from appliance.store.pool import Connection, unavailable
 from appliance.store.queries import named
 from appliance.store.rows import Change
@@ -76,6 +78,7 @@ class Recorder:
         with METRICS.commit_seconds.time():
             answers = await self._commit(batch)
         faultpoints.hit("after_commit")
+        _count(batch, answers)
         return answers
 
     async def _commit(self, batch: list[Change]) -> list[BaseException | None]:
@@ -109,6 +112,7 @@ class Recorder:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
+            register(connection)
         alarm = asyncio.get_running_loop().call_later(self._timeout_s, _hang_up, connection)
         try:
             await self._send(connection, batch)
@@ -122,7 +126,7 @@ class Recorder:
                 rows = list(chain.from_iterable(getattr(change, name) for change in batch))
                 if not rows:
                     continue
-                columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
+                columns: list[Any] = [column(values) for values in zip(*rows, strict=True)]
                 if name == "run_updates":
                     columns.append(len(rows))
                 await cursor.execute(self._sql[name], columns)
@@ -135,7 +139,7 @@ class Recorder:
         if isinstance(error, pe.UniqueViolation) or getattr(error, "sqlstate", None) == FENCED_SQLSTATE:
             METRICS.commits_fenced.inc()
             return [Fenced(f"somebody else has recorded this: {error}")]
-        if isinstance(error, psycopg.Error):
+        if isinstance(error, psycopg.Error | UnicodeEncodeError):
             log.error("PostgreSQL refuses a change: %s", error)
             return [Refused(f"PostgreSQL: {error}")]
         return [error]
@@ -182,6 +186,16 @@ class Recorder:
 _ORDER = (
     "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "outcomes",
 )  # fmt: skip
+
+
+def _count(batch: list[Change], answers: list[BaseException | None]) -> None:
+    """Count the runs that were begun and ended: once a batch, because a counter costs as much as a row."""
+    written = [change for change, answer in zip(batch, answers, strict=True) if answer is None]
+    if begun := sum(len(change.runs) for change in written):
+        METRICS.runs_started.inc(begun)
+    ended = Counter(row.status for change in written for row in _run_rows(change) if row.finished_at is not None)
+    for status, number in ended.items():
+        METRICS.runs_finished.labels(status).inc(number)
 
 
 def _hang_up(connection: Connection) -> None:

@@ -179,8 +179,9 @@ class Consumer:
             self._hot = frozenset(entry.priority for entry in entries)
         if entries:
             faultpoints.hit("after_read")
+        for priority, number in Counter(entry.priority for entry in entries).items():
+            METRICS.entries_read.labels(priority).inc(number)
         for entry in entries:
-            METRICS.entries_read.labels(entry.priority).inc()
             self.accept(entry)
         if errors:
             raise errors[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HANDLED = "handled"
 UNMATCHED = "unmatched"
@@ -35,15 +36,13 @@ class Entry:
         return f"{self.priority}-{self.id.decode('ascii', 'replace')}"
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """The entry's outcome is committed: acknowledge it. See ``lua/settle.lua`` for the outcomes."""
 
     outcome: str
 
 
-@dataclass(frozen=True, slots=True)
-class Later:
+class Later(NamedTuple):
     """Not yet: keep the entry pending (and leased) and hand it over again after ``delay_s`` seconds."""
 
     delay_s: float
