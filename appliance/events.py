@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -52,9 +52,8 @@ _RFC3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-
 _ENTRY_ID = re.compile(rb"(\d+)-(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An immutable fact.
+class Event(NamedTuple):
+    """An immutable fact (a NamedTuple because one is made for every entry).
 
     ``uid`` is the appliance's own key (a UUIDv7); ``id`` is the sender's, or the ``uid`` when the sender gave none.
     ``time`` is an RFC 3339 text in UTC. ``data`` is JSON data. ``attributes`` are CloudEvents extensions and such
@@ -69,7 +68,7 @@ class Event:
     time: str
     subject: str | None = None
     data: Any = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = MappingProxyType({})
     key: str | None = None
 
     def view(self) -> dict[str, Any]:
