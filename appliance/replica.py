@@ -100,9 +100,14 @@ class Replica:
         self.executor = Executor(self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys)
         self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)
         self.consumer = Consumer(
-            self.commander, self.group, self.leases, self.executor, (stream, engine), on_founded=on_founded
+            self.commander,
+            self.group,
+            self.leases,
+            self.executor,
+            (stream, engine),
+            on_founded=on_founded,
+            can_commit=lambda: self.recorder.healthy,
         )
-        self.consumer.paused = lambda: not self.recorder.healthy
         self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
         self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)
 

@@ -193,7 +193,7 @@ class Supervisor:
             return None
 
         sources: dict[str, Callable[[], str | None]] = {
-            "postgresql": lambda: None if replica.recorder.healthy else "commits are not possible",
+            "postgresql": lambda: "it can't be reached or takes no commits" if replica.consumer.paused() else None,
             "process": lambda: "stopping" if self.stopping else None,
             "actions": abandoned,
         }

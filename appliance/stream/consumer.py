@@ -72,6 +72,7 @@ class Consumer:
         settings: tuple[StreamSettings, EngineSettings],
         *,
         on_founded: Callable[[Foundation], Awaitable[None]],
+        can_commit: Callable[[], bool],
     ) -> None:
         self._client = client
         self._group = group
@@ -86,8 +87,8 @@ class Consumer:
         self._stopped = asyncio.Event()
         self._hot: frozenset[str] = frozenset()
         self._last_log = 0.0
-        self.paused: Callable[[], bool] = lambda: False
-        """Whether reading has to wait (PostgreSQL can't take commits)."""
+        self._store_back_at = 0.0
+        self._can_commit = can_commit
         self._settlers: dict[str, Batcher[tuple[bytes, str], bool]] = {
             p: Batcher(self._settler(p), limit=_SETTLE_LIMIT, name=f"settle {p}") for p in PRIORITIES
         }
@@ -101,6 +102,10 @@ class Consumer:
     def stopping(self) -> bool:
         """Whether :meth:`stop` was called."""
         return self._stopped.is_set()
+
+    def paused(self) -> bool:
+        """Whether reading waits, because PostgreSQL can't take commits or answer."""
+        return not self._can_commit() or time.monotonic() < self._store_back_at
 
     def free_slots(self) -> int:
         """How many more entries may be taken on."""
@@ -245,7 +250,7 @@ class Consumer:
             entry.redelivered = True  # ours still, but the run was changed by somebody: look again
             verdict = Later(0.05)
         except StoreUnavailable as error:
-            verdict = Later(error.retry_after_s)
+            verdict = self._store_is_away(error)
         except asyncio.CancelledError:
             if entry.lost:
                 self._leases.remove(entry)
@@ -267,7 +272,13 @@ class Consumer:
         try:
             return await self._handler.set_aside(entry, "the appliance failed to handle it; see the log")
         except StoreUnavailable as error:
-            return Later(error.retry_after_s)
+            return self._store_is_away(error)
+
+    def _store_is_away(self, error: StoreUnavailable) -> Later:
+        """No further reading until this entry has had another go: what is read now could only be held."""
+        self.complain("PostgreSQL is away, reading pauses", error)
+        self._store_back_at = time.monotonic() + error.retry_after_s
+        return Later(error.retry_after_s * random.uniform(0.5, 1.0))
 
     async def _settle(self, entry: Entry, verdict: Settled) -> None:
         """Acknowledge; whatever happens, the entry leaves our hands: redelivered, it finds its outcome."""

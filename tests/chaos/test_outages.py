@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from tests.chaos.api import api_of, load
+from tests.chaos.api import Api, api_of, load
 from tests.chaos.invariants import PRIORITIES, Accepted
 from tests.chaos.proxy import Mode, Proxy
 from tests.chaos.site import Site, open_site
 from tests.servers import PostgresServer, start_postgres, start_valkey, wait_until
 
-_ONE_CRASH = 256
+_ONE_CRASH = 512
+"""What one replica may have under way: engine.concurrency."""
 
 
 @pytest.fixture
@@ -177,3 +178,71 @@ async def test_a_black_holed_replica_is_replaced_and_comes_back(redis_url: str, 
         await cut_off.ready()
         await _load(site, 20, key="healed")
         await site.check(most_repeated=_ONE_CRASH)
+
+
+async def test_a_full_redis_refuses_what_comes_in_and_lets_go_what_is_there(tmp_path: Path, database_url: str) -> None:
+    async with start_valkey(tmp_path) as valkey, open_site(valkey.url, database_url) as site:
+        replica = await site.fleet.start()
+        site.sink.gate.clear()
+        await _load(site, 50)
+        async with Redis.from_url(valkey.url, protocol=2) as redis, api_of(replica) as api:
+            await redis.config_set("maxmemory", "1")
+            refused = await api.http.post("/submit", json={"template_id": "call", "data": {}})
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) >= 1
+            site.sink.gate.set()
+            await site.at_rest()
+            await redis.config_set("maxmemory", "0")
+        await _load(site, 20, key="after")
+        await site.check(most_repeated=0)
+
+
+async def test_a_redis_that_would_forget_events_is_not_ready(tmp_path: Path, database_url: str) -> None:
+    async with start_valkey(tmp_path) as valkey, open_site(valkey.url, database_url) as site:
+        replica = await site.fleet.start()
+        async with Redis.from_url(valkey.url, protocol=2) as redis, api_of(replica) as api:
+            await redis.config_set("maxmemory-policy", "allkeys-lru")
+
+            async def unready() -> bool:
+                answer = await api.http.get("/readyz")
+                return answer.status_code == 503 and "allkeys-lru" in answer.text
+
+            await wait_until(unready, "the replica says why it is not ready")
+            await redis.config_set("maxmemory-policy", "noeviction")
+            await wait_until(lambda: _ready(api), "the replica is ready again")
+
+
+async def _ready(api: Api) -> bool:
+    return (await api.http.get("/readyz")).status_code == 200
+
+
+async def test_a_read_only_postgresql_pauses_consuming_and_not_ingest(
+    tmp_path: Path, redis_url: str, valkey: Redis
+) -> None:
+    async with (
+        start_postgres(tmp_path) as server,
+        server.fresh_database() as database_url,
+        open_site(redis_url, database_url) as site,
+    ):
+        replica = await site.fleet.start()
+        await _load(site, 20)
+        await site.at_rest()
+        await _read_only(database_url, "on")
+        await _load(site, 40, key="meanwhile")
+        async with api_of(replica) as api:
+            await wait_until(lambda: _not(_ready(api)), "the replica says that it can't commit")
+        await _read_only(database_url, "off")
+        await site.check(most_repeated=40)
+
+
+async def _not(answer: Awaitable[bool]) -> bool:
+    return not await answer
+
+
+async def _read_only(database_url: str, value: str) -> None:
+    """For every connection to come, and for those that are open: they are cut off."""
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        await connection.execute("SET default_transaction_read_only = off")
+        name = connection.info.dbname
+        await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}'.encode())
+    await _terminate_backends(database_url)
