@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from appliance.engine.core import advance
-from appliance.engine.state import CANCELLED, FAILED, TERMINAL, Retried
+from appliance.engine.state import CANCELLED, FAILED, TERMINAL, TIMER, Retried, RunState
 from appliance.errors import Conflict, NotFound
 from appliance.events import dumps
 from appliance.identifiers import is_uuid
@@ -53,9 +53,11 @@ class Control:
         run = await self._run(run_id)
         if run.state.status != FAILED:
             raise Conflict(f"run {run_id} is {run.state.status}; only a failed run can be retried")
+        state = await self._retried(run)
         async with checked_out(self._pool) as connection:
+            await connection.execute(SQL["lock_event"], [run.event_uid])
             await connection.execute(SQL["close_letters_of_run"], [run_id])
-            await self._put_to_work(connection, run)
+            await self._put_to_work(connection, run, state)
             await self._audit(connection, actor, "run.retry", run_id)
         self._on_timer(time.time())
 
@@ -63,14 +65,16 @@ class Control:
         """Put a dead letter back to work: its step is tried again, or its entry handled again."""
         letter = await self._letter(letter_id)
         run = await self._run(letter.run_id) if letter.kind == "step" and letter.run_id is not None else None
+        if run is not None and run.state.status != FAILED:
+            raise Conflict(f"run {run.id} of this dead letter is {run.state.status}")
+        state = await self._retried(run) if run is not None else None
         async with checked_out(self._pool) as connection:
+            await connection.execute(SQL["lock_event"], [letter.event_uid])
             await self._close(connection, letter, "redriven")
-            if run is None:
+            if run is None or state is None:
                 await self._redo(connection, letter)
-            elif run.state.status == FAILED:
-                await self._put_to_work(connection, run)
             else:
-                raise Conflict(f"run {run.id} of this dead letter is {run.state.status}")
+                await self._put_to_work(connection, run, state)
             await self._audit(connection, actor, "dead-letter.redrive", letter_id)
         self._on_timer(time.time())
 
@@ -95,16 +99,20 @@ class Control:
             raise Conflict(f"dead letter {letter_id} is {letter.status} already")
         return letter
 
-    async def _put_to_work(self, connection: Connection, run: StoredRun) -> None:
-        """Let the failed step begin anew, and wake the run at once."""
+    async def _retried(self, run: StoredRun) -> RunState:
+        """The run with its failed step to begin anew. Not while a connection is checked out: this needs others."""
         found = await self._runs.event(run.event_uid) if run.event_uid is not None else None
         revision = await self._revisions.revision(run.revision_id)
         view = found[0].view() if found is not None else {}
         state, _ = advance(revision.workflow, view, run.state, Retried(), time.time())
         if state.at is None:
             raise Conflict(f"run {run.id} does not stand at a step")
-        step = state.steps[state.at]
-        kept = dumps({"at": state.at, "first_at": {state.at: step.first_at}}).decode()
+        return state
+
+    async def _put_to_work(self, connection: Connection, run: StoredRun, state: RunState) -> None:
+        """Record it, and wake the run at once. The event is locked: who else decides about it comes after us."""
+        step = state.steps[state.at or ""]
+        kept = dumps({"at": state.at, "first_at": {step.key: step.first_at}, "by": TIMER}).decode()
         await self._set_run(connection, run, state.status, None, kept, None)
         await connection.execute(
             SQL["set_step"], [step.status, step.attempt, step.started_at, step.due_at, run.id, step.key]

@@ -21,6 +21,7 @@ from appliance.engine.state import (
     FAILED,
     RETRYING,
     TERMINAL,
+    TIMER,
     WAITING,
     ActionFailed,
     ActionSucceeded,
@@ -61,6 +62,10 @@ class Drive:
     fresh_deliveries: list[DeliveryRow] = field(default_factory=list)
     stored: RunState = field(default_factory=RunState)
     """``state`` as it was last recorded: what is different is written."""
+    holder: str | None = None
+    """Whose the run is while it is not parked: None, its event's entry; else the entry that woke it."""
+    claimed: bool = True
+    """Whether ``holder`` is recorded. Of two entries that would wake a run the second then finds that it is taken."""
 
 
 class Ended(NamedTuple):
@@ -122,7 +127,7 @@ class Driver:
         while True:
             match command:
                 case RunAction():
-                    if len(drive.state.steps) > 1 and _unrecorded(drive):
+                    if not drive.claimed or (len(drive.state.steps) > 1 and _unrecorded(drive)):
                         await self._record(drive, None, prepare, entry, valid)
                     if not valid():
                         raise Fenced("the lease was lost")
@@ -218,7 +223,7 @@ class Driver:
     ) -> None:
         state, now = drive.state, self._clock()
         change = Change(valid=valid, attempts=drive.fresh_attempts, deliveries=drive.fresh_deliveries)
-        _put_run(change, drive, now)
+        _put_run(change, drive, now, TIMER if isinstance(end, Parked) else drive.holder)
         before = drive.stored.steps
         change.steps = [_step_row(drive.run_id, s) for k, s in state.steps.items() if before.get(k) is not s]
         if isinstance(end, Parked) and state.at is not None:
@@ -229,6 +234,7 @@ class Driver:
         prepare(change, drive, end)
         await self._recorder.record(change)
         drive.version += 1
+        drive.claimed = True
         drive.stored = state
         drive.fresh_attempts, drive.fresh_deliveries = [], []
 
@@ -244,12 +250,12 @@ def _unrecorded(drive: Drive) -> bool:
     return any(s.status in (*TERMINAL, WAITING) and stored.get(k) is not s for k, s in drive.state.steps.items())
 
 
-def _put_run(change: Change, drive: Drive, now: float) -> None:
+def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> None:
     state = drive.state
     kept = None
     if state.status not in TERMINAL or state.status == FAILED:
         first = {k: s.first_at for k, s in state.steps.items() if k == state.at and s.first_at is not None}
-        kept = dumps({"at": state.at, "first_at": first}).decode()
+        kept = dumps({"at": state.at, "first_at": first, "by": holder}).decode()
     if drive.version == 0:
         row = RunRow(
             id=drive.run_id,

@@ -6,26 +6,28 @@ import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from appliance.batching import Batcher
-from appliance.engine.drive import Backoff, Drive, DriveEnd, Driver, Ended
-from appliance.engine.state import FAILED, RETRYING, RUNNING, WAITING, Resumed, Started
+from appliance.engine.drive import Backoff, Drive, DriveEnd, Driver, Ended, Parked
+from appliance.engine.state import RETRYING, RUNNING, TERMINAL, TIMER, WAITING, Resumed, Started
 from appliance.errors import Malformed
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
 from appliance.identifiers import derived_uuid7, run_id_for
 from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
-from appliance.store.rows import Change, DuplicateRow, EventRow, LetterRow, OutcomeRow
+from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, OutcomeRow
 from appliance.store.runs import Prior, Runs, StoredRun
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry, Later, Settled, Verdict
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
-from appliance.stream.work import REDO, Work, decode_work
+from appliance.stream.work import REDO, WAKE, Work, decode_work
 from appliance.workflows.revision import Revision
 
 _LOOKUP_LIMIT = 500
+_DIED = f"{HANDLED}>{DEAD}"
 
 
 class Definitions(Protocol):
@@ -54,6 +56,7 @@ class Executor:
         self._leases = leases
         self._keys = keys
         self._lookups: Batcher[str, Prior | None] = Batcher(runs.prior, limit=_LOOKUP_LIMIT, name="lookups")
+        self._outcomes: Batcher[str, str | None] = Batcher(runs.outcomes, limit=_LOOKUP_LIMIT, name="outcomes")
         self._claims: Batcher[tuple[str, str], str] = Batcher(runs.claim_keys, limit=_LOOKUP_LIMIT, name="claims")
 
     async def handle(self, entry: Entry) -> Verdict:
@@ -69,7 +72,7 @@ class Executor:
     async def set_aside(self, entry: Entry, reason: str) -> Verdict:
         """Keep an entry that can't be handled as a dead letter, byte for byte."""
         try:
-            event = None if _is_work(entry) else self._decode(entry)
+            event = None if _work_of(entry) is not None else self._decode(entry)
         except Malformed:
             event = None
         try:
@@ -81,6 +84,8 @@ class Executor:
         return decode_entry(self._keys.stream(entry.priority), entry.id, entry.fields)
 
     async def _set_aside(self, entry: Entry, reason: str, event: Event | None) -> Verdict:
+        if (work := _work_of(entry)) is not None:
+            return await self._set_work_aside(entry, reason, work)
         change = self._change(entry)
         stream = self._keys.stream(entry.priority)
         letter = _entry_letter(entry.priority, stream, entry.id, entry.fields, reason)
@@ -91,11 +96,34 @@ class Executor:
         change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()
-        return Settled(INTERNAL if _is_work(entry) else DEAD)
+        return Settled(DEAD)
 
-    async def _event(self, entry: Entry, event: Event) -> Verdict:
+    async def _set_work_aside(self, entry: Entry, reason: str, work: Work) -> Verdict:
+        """Keep internal work as a dead letter of the run that it was for; a redrive goes back to where it came from."""
+        change, uid = self._change(entry), None
+        letter = _entry_letter(entry.priority, self._keys.stream(entry.priority), entry.id, entry.fields, reason)
+        if work.kind == REDO and (kept := await self._runs.letter(work.letter)) is not None:
+            letter, uid = letter._replace(id=kept.id, event_uid=kept.event_uid), kept.event_uid
+        elif work.kind == WAKE and (run := await self._runs.load(work.run)) is not None:
+            letter, uid = letter._replace(event_uid=run.event_uid, run_id=run.id, step=work.key), run.event_uid
+        change.letters = [letter]
+        if uid is not None and work.reopens:
+            change.outcomes = [OutcomeRow(uid, HANDLED)]
+        elif uid is not None:
+            change.deaths = [DeathRow(uid, letter.id)]
+        await self._recorder.record(change)
+        METRICS.dead_letters.labels("entry").inc()
+        return await self._set_aside_as(work, letter.id)
+
+    async def _set_aside_as(self, work: Work, letter_id: str) -> Verdict:
+        if work.reopens:
+            return Settled(DEAD)
+        return Settled(_DIED if await self._runs.letter_moved(letter_id) else INTERNAL)
+
+    async def _event(self, entry: Entry, event: Event, *, again: bool = False) -> Verdict:
+        """``again``: although it is dead, because its dead letter was redriven."""
         prior = await self._lookups.submit(event.uid) if entry.redelivered else None
-        if prior is not None and prior.outcome is not None:
+        if prior is not None and prior.outcome is not None and not (again and prior.outcome == DEAD):
             return Settled(prior.outcome)
         if event.key is not None:
             first = await self._claims.submit((event.key, event.uid))
@@ -134,7 +162,9 @@ class Executor:
                 drives.append(drive)
         return drives
 
-    async def _stored_drive(self, run: StoredRun, event: Event, view: dict[str, Any]) -> Drive:
+    async def _stored_drive(
+        self, run: StoredRun, event: Event, view: dict[str, Any], holder: str | None = None
+    ) -> Drive:
         return Drive(
             run_id=run.id,
             revision=await self._definitions.revision(run.revision_id),
@@ -146,20 +176,20 @@ class Executor:
             stored=run.state,
             version=run.version,
             delivered=dict(run.delivered),
+            holder=holder,
+            claimed=run.holder == holder,
         )
 
     async def _drive_all(self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None) -> Verdict:
-        dead_before = prior is not None and any(run.state.status == FAILED for run in prior.runs)
         sole = len(drives) == 1
 
         def prepare(change: Change, drive: Drive, end: DriveEnd | None) -> None:
-            outcome = None
-            if sole and end is not None and not isinstance(end, Backoff):
-                outcome = DEAD if dead_before or _is_dead(end) else HANDLED
+            over = sole and end is not None and not isinstance(end, Backoff)
             if prior is None and drive.version == 0:
+                outcome = (DEAD if _is_dead(end) else HANDLED) if over else None
                 change.events = [_event_row(entry, event, outcome)]
-            elif outcome is not None:
-                change.outcomes = [OutcomeRow(event.uid, outcome)]
+            elif over:
+                change.outcomes = [OutcomeRow(event.uid, HANDLED)]
 
         async def run(drive: Drive) -> DriveEnd:
             given = Started() if drive.version == 0 else Resumed()
@@ -170,61 +200,79 @@ class Executor:
         if delays:
             entry.redelivered = True  # the next turn starts from what stands recorded
             return Later(min(delays))
-        outcome = DEAD if dead_before or any(map(_is_dead, ends)) else HANDLED
+        if prior is None and sole:
+            return Settled(DEAD if _is_dead(ends[0]) else HANDLED)
         if not sole:
             change = self._change(entry)
-            change.outcomes = [OutcomeRow(event.uid, outcome)]
+            idle = not drives and (prior is None or not prior.runs)
+            change.outcomes = [OutcomeRow(event.uid, UNMATCHED if idle else HANDLED)]
             await self._recorder.record(change)
-        return Settled(outcome)
+        if prior is None and not any(_is_dead(end) or isinstance(end, Parked) for end in ends):
+            return Settled(HANDLED)
+        return Settled(await self._outcomes.submit(event.uid) or HANDLED)  # people and timers may have been faster
 
-    async def _work(self, entry: Entry, work: Work) -> Verdict:
+    async def _work(self, entry: Entry, work: Work, before: tuple[str, ...] = ()) -> Verdict:
+        """``before``: where this work stood in a stream before it was set aside and redriven."""
         if work.kind == REDO:
-            return await self._redo(entry, work)
+            return await self._redo(entry, work, before)
         run = await self._runs.load(work.run)
         found = await self._runs.event(run.event_uid) if run is not None and run.event_uid is not None else None
         if run is None or found is None:
-            return Settled(INTERNAL)
-        event, outcome = found
-        if not _wakes(entry, work, run):
-            return await self._settled_work(entry, work, run.id, outcome)
-        drive = await self._stored_drive(run, event, event.view())
+            return Settled(HANDLED if work.reopens else INTERNAL)
+        event, _ = found
+        if not _wakes(work, run, (entry.name, *before)):
+            return await self._settled_work(entry, work, run, event.uid)
+        drive = await self._stored_drive(run, event, event.view(), entry.name)
 
         def prepare(change: Change, _: Drive, end: DriveEnd | None) -> None:
-            if _is_dead(end):
-                change.outcomes = [OutcomeRow(event.uid, DEAD)]
-            elif work.reopens and end is not None and not isinstance(end, Backoff):
+            if work.reopens and end is not None and not isinstance(end, Backoff):
                 change.outcomes = [OutcomeRow(event.uid, HANDLED)]
+            elif _is_dead(end):
+                change.deaths = [DeathRow(event.uid, letter.id) for letter in change.letters]
 
         end = await self._driver.run(drive, Resumed(), prepare, _place(entry), lambda: self._leases.holds(entry))
         if isinstance(end, Backoff):
-            entry.redelivered = True
             return Later(end.delay_s)
         if work.reopens:
-            return Settled(DEAD if _is_dead(end) else HANDLED)
-        return Settled(f"{HANDLED}>{DEAD}" if _is_dead(end) and outcome == HANDLED else INTERNAL)
+            return Settled(await self._outcomes.submit(event.uid) or HANDLED)
+        return await self._died(run.id, entry) if _is_dead(end) else Settled(INTERNAL)
 
-    async def _settled_work(self, entry: Entry, work: Work, run_id: str, outcome: str | None) -> Verdict:
+    async def _settled_work(self, entry: Entry, work: Work, run: StoredRun, uid: str) -> Verdict:
         """Nothing is left to do: the entry was delivered before, the run was cancelled or has moved on."""
-        if work.reopens:
-            return Settled(outcome or HANDLED)
-        counted = await self._runs.counted_letter(run_id, *_place(entry))
-        return Settled(f"{HANDLED}>{DEAD}" if counted else INTERNAL)
+        if not work.reopens:
+            return await self._died(run.id, entry)
+        outcome = await self._outcomes.submit(uid)
+        if outcome is None and run.state.status in TERMINAL:
+            change = self._change(entry)
+            change.outcomes = [OutcomeRow(uid, HANDLED)]
+            await self._recorder.record(change)
+            outcome = await self._outcomes.submit(uid)
+        return Settled(outcome or HANDLED)
 
-    async def _redo(self, entry: Entry, work: Work) -> Verdict:
+    async def _died(self, run_id: str, entry: Entry) -> Verdict:
+        """What internal work is counted as: it may have moved an event that was handled to the dead ones."""
+        return Settled(_DIED if await self._runs.moved(run_id, *_place(entry)) else INTERNAL)
+
+    async def _redo(self, entry: Entry, work: Work, before: tuple[str, ...]) -> Verdict:
         """Handle the entry that a dead letter keeps once more; its ids are derived from where it first stood."""
         letter = await self._runs.letter(work.letter)
         if letter is None or letter.fields is None or letter.entry_id is None or letter.stream is None:
-            return Settled(INTERNAL)
+            return Settled(DEAD if work.reopens else INTERNAL)
+        if letter.status == "open":  # this entry was delivered before, and set aside again
+            return await self._set_aside_as(work, letter.id)
         fields = {base64.b64decode(name): base64.b64decode(value) for name, value in loads(letter.fields.encode())}
         origin = (self._keys.stream(letter.stream), letter.entry_id.encode())
         entry.redelivered = True
         try:
             if FIELD_WORK in fields:
-                return await self._work(entry, decode_work(fields[FIELD_WORK]))
-            verdict = await self._event(entry, decode_entry(*origin, fields))
+                inner = replace(decode_work(fields[FIELD_WORK]), reopens=work.reopens)
+                return await self._work(entry, inner, (*before, f"{letter.stream}-{letter.entry_id}"))
+            verdict = await self._event(entry, decode_entry(*origin, fields), again=True)
         except (Malformed, Refused) as error:
             change = self._change(entry)
-            change.letters = [_entry_letter(letter.stream, *origin, fields, str(error))]
+            change.letters = [_entry_letter(letter.stream, *origin, fields, str(error))._replace(id=letter.id)]
+            if letter.event_uid is not None:
+                change.outcomes = [OutcomeRow(letter.event_uid, HANDLED)]
             await self._recorder.record(change)
             verdict = Settled(DEAD)
         return verdict if isinstance(verdict, Later) or work.reopens else Settled(INTERNAL)
@@ -243,13 +291,13 @@ async def _together(runs: list[Awaitable[DriveEnd]]) -> list[DriveEnd]:
     return [end for end in ends if not isinstance(end, BaseException)]
 
 
-def _is_work(entry: Entry) -> bool:
-    """Whether the entry is internal work of ours: only that was counted as such when it was added."""
+def _work_of(entry: Entry) -> Work | None:
+    """The internal work of ours that an entry holds: only that was counted as such when it was added."""
     raw = entry.fields.get(FIELD_WORK)
     try:
-        return raw is not None and bool(decode_work(raw))
+        return None if raw is None else decode_work(raw)
     except Malformed:
-        return False
+        return None
 
 
 def _is_dead(end: DriveEnd | None) -> bool:
@@ -257,19 +305,18 @@ def _is_dead(end: DriveEnd | None) -> bool:
 
 
 def _unfinished(run: StoredRun) -> bool:
-    """Whether the entry of its event is what moves the run on (a parked one has its timer)."""
-    return run.state.status in (RUNNING, RETRYING)
+    """Whether the entry of its event is what moves the run on. One that was ever parked belongs to its timers."""
+    return run.holder is None and run.state.status in (RUNNING, RETRYING)
 
 
-def _wakes(entry: Entry, work: Work, run: StoredRun) -> bool:
-    """Whether there is something to go on with.
+def _wakes(work: Work, run: StoredRun, names: tuple[str, ...]) -> bool:
+    """Whether work, by the names of its entry, has a run to go on with: one that it took up before, or a parked one.
 
-    A timer may fire twice; then the run does not stand at its step any more, or runs in somebody's hands: only an entry
-    that was delivered before may be the one whose handler died with the run.
+    A timer may fire twice: the second entry finds the run taken up, or gone on.
     """
-    if run.state.status == RUNNING:
-        return entry.redelivered
-    return run.state.status in (RETRYING, WAITING) and run.state.at == work.key
+    if run.holder == TIMER:
+        return run.state.status in (RETRYING, WAITING) and run.state.at == work.key
+    return run.holder in names and run.state.status in (RUNNING, RETRYING)
 
 
 def _place(entry: Entry) -> tuple[str, str]:

@@ -14,6 +14,9 @@ RUNNING, WAITING, RETRYING, PAUSED = "running", "waiting", "retrying", "paused"
 SUCCEEDED, FAILED, CANCELLED, SKIPPED = "succeeded", "failed", "cancelled", "skipped"
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 
+TIMER = "timer"
+"""The holder of a parked run: the entry that its timer puts into a stream takes it up, and no other."""
+
 
 class StepState(NamedTuple):
     """One visit of one step. ``key`` names it within the run; times are Unix seconds.

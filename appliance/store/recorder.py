@@ -108,11 +108,15 @@ class Recorder:
             self._recovered()
             return [None] * len(batch)
 
-    async def _transact(self, batch: list[Change]) -> None:
+    async def _connected(self) -> Connection:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
             register(connection)
+        return connection
+
+    async def _transact(self, batch: list[Change]) -> None:
+        connection = await self._connected()
         alarm = asyncio.get_running_loop().call_later(self._timeout_s, _hang_up, connection)
         try:
             await self._send(connection, batch)
@@ -122,6 +126,8 @@ class Recorder:
     async def _send(self, connection: Connection, batch: list[Change]) -> None:
         async with connection.pipeline():
             cursor = connection.cursor()
+            if decided := [row[0] for change in batch for row in chain(change.deaths, change.outcomes)]:
+                await cursor.execute(self._sql["lock"], [decided])
             for name in _ORDER:
                 rows = list(chain.from_iterable(getattr(change, name) for change in batch))
                 if not rows:
@@ -158,9 +164,7 @@ class Recorder:
 
     async def _written(self, batch: list[Change]) -> list[bool]:
         """Which changes of runs stand in the database exactly as we wrote them: the outcome is re-read, not guessed."""
-        connection = self._connection
-        if connection is None or connection.closed:
-            connection = self._connection = await self._connect()
+        connection = await self._connected()
         ids = [row.id for change in batch for row in _run_rows(change)]
         cursor = await connection.execute(self._sql["written"], [ids])
         stands = {(row[0], row[1], _micro(row[2])) for row in await cursor.fetchall()}
@@ -184,7 +188,8 @@ class Recorder:
 
 
 _ORDER = (
-    "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "outcomes",
+    "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "deaths",
+    "outcomes",
 )  # fmt: skip
 
 

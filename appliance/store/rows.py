@@ -132,8 +132,15 @@ class DuplicateRow(NamedTuple):
     entry_id: str
 
 
+class DeathRow(NamedTuple):
+    """A dead letter of an event whose entry may be settled already: it then moves from ``handled`` to ``dead``."""
+
+    event_uid: str
+    letter_id: str
+
+
 class OutcomeRow(NamedTuple):
-    """The outcome of an event that is in ``events`` already."""
+    """The outcome of an event that is in ``events`` already; ``handled`` with a dead letter means ``dead``."""
 
     uid: str
     outcome: str | None
@@ -159,5 +166,6 @@ class Change:
     deliveries: Sequence[DeliveryRow] = ()
     letters: Sequence[LetterRow] = ()
     duplicates: Sequence[DuplicateRow] = ()
+    deaths: Sequence[DeathRow] = ()
     outcomes: Sequence[OutcomeRow] = ()
     valid: Callable[[], bool] = _always

@@ -20,7 +20,10 @@ Delivered = Mapping[tuple[str, str], str | None]
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run as it stands in the database, its steps in ``state``. ``delivered`` is by step key."""
+    """A run as it stands in the database, its steps in ``state``. ``delivered`` is by step key.
+
+    ``holder`` is who moves it on: None for its event's entry, ``timer`` while it is parked, else who woke it.
+    """
 
     id: str
     event_uid: str | None
@@ -30,12 +33,13 @@ class StoredRun:
     started_at: float
     priority: str
     state: RunState
+    holder: str | None = None
     delivered: Mapping[str, Delivered] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """What was recorded for an event before: its outcome (None while work is under way) and its runs."""
+    """What was recorded for an event before: as what it is counted (None while work is under way), and its runs."""
 
     outcome: str | None
     runs: tuple[StoredRun, ...] = ()
@@ -89,10 +93,22 @@ class Runs:
             rows = await _rows(connection, "event", uid)
         return _event(rows[0]) if rows else None
 
-    async def counted_letter(self, run_id: str, stream: str, entry_id: str) -> bool:
-        """Whether a dead letter of the run is to be counted when this entry is acknowledged."""
+    async def outcomes(self, uids: list[str]) -> list[str | None]:
+        """As what each event is counted when its entry is acknowledged; None while work is under way."""
         async with checked_out(self._pool) as connection:
-            return bool((await _rows(connection, "counted_letter", run_id, stream, entry_id))[0][0])
+            found = dict(await _rows(connection, "prior_events", uids))
+        return [found.get(uid) for uid in uids]
+
+    async def moved(self, run_id: str, stream: str, entry_id: str) -> bool:
+        """Whether the run's dead letter of this entry took the event from ``handled`` to ``dead``."""
+        async with checked_out(self._pool) as connection:
+            return bool((await _rows(connection, "moved", run_id, stream, entry_id))[0][0])
+
+    async def letter_moved(self, letter_id: str) -> bool:
+        """The same of one dead letter."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "letter_moved", letter_id)
+        return bool(rows and rows[0][0])
 
     async def letter(self, letter_id: str) -> Letter | None:
         """A dead letter."""
@@ -143,6 +159,7 @@ def _run(row: Sequence[Any], steps: Iterable[StepState], delivered: Mapping[str,
         started_at=started_at,
         priority=priority,
         state=RunState(status, kept.get("at"), visits, error, finished_at),
+        holder=kept.get("by"),
         delivered=delivered,
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from appliance.errors import Malformed
 from appliance.events import dumps, loads
+from appliance.identifiers import is_uuid
 
 WAKE = "wake"
 REDO = "redo"
@@ -47,6 +48,10 @@ def decode_work(raw: bytes) -> Work:
     if not isinstance(document, dict) or document.get("kind") not in _KINDS:
         raise Malformed(f"work: expected an object with kind {', '.join(sorted(_KINDS))}", code="work")
     try:
-        return Work(**document)
+        work = Work(**document)
     except TypeError as error:
         raise Malformed(f"work: {error}", code="work") from None
+    named = work.run if work.kind == WAKE else work.letter
+    if not isinstance(named, str) or not is_uuid(named) or not isinstance(work.key, str):
+        raise Malformed(f"work: {work.kind} of no run or letter", code="work")
+    return work

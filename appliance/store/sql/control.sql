@@ -27,7 +27,11 @@ UPDATE steps SET status = 'cancelled', finished_at = now(), due_at = NULL
 WHERE run_id = %s::uuid AND status IN ('running', 'retrying', 'waiting')
 
 -- name: delete_timers
-DELETE FROM timers WHERE run_id = %s::uuid
+-- Not one that took its event out of the ledger's 'dead': its entry finds the run cancelled, and closes the event.
+DELETE FROM timers WHERE run_id = %s::uuid AND NOT reopens
+
+-- name: lock_event
+SELECT FROM events WHERE uid = %s::uuid FOR UPDATE
 
 -- name: close_letter
 UPDATE dead_letters SET status = %s::letter_status, closed_at = now() WHERE id = %s::uuid AND status = 'open'

@@ -74,7 +74,7 @@ FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text
             %b::text[], %b::int4[], %b::float8[])
      AS u (id, kind, event_uid, run_id, step, stream, entry_id, fields, error, attempts, created_at)
 ON CONFLICT (id) DO UPDATE
-SET status = 'open', closed_at = NULL, error = EXCLUDED.error, attempts = dead_letters.attempts + EXCLUDED.attempts
+SET status = 'open', closed_at = NULL, moved = false, error = EXCLUDED.error, attempts = dead_letters.attempts + EXCLUDED.attempts
 WHERE dead_letters.status = 'redriven'
 
 -- name: duplicates
@@ -83,8 +83,23 @@ SELECT uid::uuid, first_uid::uuid, stream, entry_id
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[]) AS u (uid, first_uid, stream, entry_id)
 ON CONFLICT (uid) DO NOTHING
 
+-- name: lock
+-- Before outcomes and deaths: of two transactions that decide about an event the second sees the first one's letters.
+SELECT uid FROM events WHERE uid = ANY(%b::text[]::uuid[]) ORDER BY uid FOR UPDATE
+
+-- name: deaths
+WITH moved AS (
+    UPDATE events SET outcome = 'dead'
+    FROM unnest(%b::text[], %b::text[]) AS u (uid, letter)
+    WHERE events.uid = u.uid::uuid AND events.outcome = 'handled'
+    RETURNING u.letter
+)
+UPDATE dead_letters SET moved = true FROM moved WHERE dead_letters.id = moved.letter::uuid
+
 -- name: outcomes
-UPDATE events SET outcome = u.outcome::event_outcome
+UPDATE events SET outcome = CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.event_uid = events.uid
+                                              AND d.status <> 'redriven')
+                                 THEN 'dead' ELSE u.outcome::event_outcome END
 FROM unnest(%b::text[], %b::text[]) AS u (uid, outcome)
 WHERE events.uid = u.uid::uuid
 

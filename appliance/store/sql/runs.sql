@@ -1,7 +1,11 @@
 -- What the executor reads: rare in the good case (entries that were delivered before, timers, redrives).
 
 -- name: prior_events
-SELECT uid::text, outcome::text FROM events WHERE uid = ANY(%b::text[]::uuid[])
+-- As what events are counted by their own entries: one that died later was moved from 'handled' by another entry.
+SELECT uid::text, CASE WHEN outcome = 'dead' AND EXISTS (SELECT FROM dead_letters d WHERE d.event_uid = events.uid
+                                                         AND d.moved AND d.status <> 'redriven')
+                       THEN 'handled' ELSE outcome::text END
+FROM events WHERE uid = ANY(%b::text[]::uuid[])
 
 -- name: prior_runs
 -- The runs of some events: an id shares its first 48 bits with its event's uid, so ranges of ids find them.
@@ -30,9 +34,12 @@ FROM deliveries WHERE run_id = ANY(%b::text[]::uuid[]) AND status = 'sent'
 SELECT uid::text, id, source, type, subject, time, attributes::text, data::text, key::text, outcome::text
 FROM events WHERE uid = %b::text::uuid
 
--- name: counted_letter
--- Whether a step's dead letter is to be counted when this entry is acknowledged.
-SELECT count(*) FROM dead_letters WHERE run_id = %b::text::uuid AND stream = %b AND entry_id = %b
+-- name: moved
+-- Whether a dead letter that this entry wrote took the event from 'handled' to 'dead'.
+SELECT count(*) FROM dead_letters WHERE run_id = %b::text::uuid AND stream = %b AND entry_id = %b AND moved
+
+-- name: letter_moved
+SELECT moved FROM dead_letters WHERE id = %b::text::uuid
 
 -- name: letter
 SELECT id::text, kind::text, status::text, event_uid::text, run_id::text, step, stream, entry_id, fields::text
@@ -41,9 +48,6 @@ FROM dead_letters WHERE id = %b::text::uuid
 -- name: lock_letter
 SELECT id::text, kind::text, status::text, event_uid::text, run_id::text, step, stream, entry_id, fields::text
 FROM dead_letters WHERE id = %b::text::uuid FOR UPDATE
-
--- name: open_letters
-SELECT count(*) FROM dead_letters WHERE event_uid = %b::text::uuid AND status = 'open'
 
 -- name: claim_keys
 INSERT INTO event_keys (key, uid)

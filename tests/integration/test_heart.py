@@ -1,0 +1,358 @@
+"""The heart against real servers: consumer, executor, timers and control together, with actions that do as told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest_asyncio
+
+from appliance.events import new_event
+from appliance.outbound import make_client
+from appliance.plugin import Action, Context, Params, Retry
+from appliance.registry import Registry
+from appliance.replica import Replica
+from appliance.settings import Settings, StoreSettings
+from appliance.store.pool import Connection, open_connection, open_pool
+from appliance.stream.group import Foundation
+from tests.servers import wait_until
+
+
+class Told(Params):
+    """Which of the test's behaviours to follow."""
+
+    how: str
+
+
+class Heart:
+    """Replicas on one pair of servers. ``behave[how]`` is what the action does; ``calls`` what it was called for."""
+
+    def __init__(self, redis_url: str, database_url: str, folder: Path, stack: contextlib.AsyncExitStack) -> None:
+        self.urls = (redis_url, database_url)
+        self.folder = folder
+        self.stack = stack
+        self.behave: dict[str, Callable[[Context], Any]] = {}
+        self.calls: dict[str, list[int]] = defaultdict(list)
+        self.replicas: list[Replica] = []
+        self.foundations: list[Foundation] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def act(self, params: Told, ctx: Context) -> Any:
+        self.calls[params.how].append(ctx.attempt)
+        return await self.behave[params.how](ctx)
+
+    async def replica(self, **settings: Any) -> Replica:
+        """A replica that runs: reader, reclaimer and timers."""
+        made = await self.idle(**settings)
+        self.run(made)
+        return made
+
+    async def idle(self, **settings: Any) -> Replica:
+        """A replica that does not read yet."""
+        values: dict[str, Any] = {"stream": {"block": "200ms"}, "engine": {"timer_poll": "50ms"}}
+        for name, section in settings.items():
+            values[name] = {**values.get(name, {}), **section}
+        config = Settings(config_dir=self.folder, data_dir=self.folder, **values)
+        pool = await open_pool(self.urls[1], config.store)
+        self.stack.push_async_callback(pool.close)
+        registry = Registry.of({"told": Action(params=Told, run=self.act)})
+        http = make_client(config.outbound)
+        self.stack.push_async_callback(http.aclose)
+        resources = await self.stack.enter_async_context(
+            registry.open(data_dir=self.folder, config_dir=self.folder, http=http)
+        )
+
+        async def founded(foundation: Foundation) -> None:
+            self.foundations.append(foundation)
+
+        made = Replica(config, self.urls, pool, registry, resources, http, founded)
+        self.stack.push_async_callback(made.close_clients)
+        self.stack.push_async_callback(made.recorder.close)
+        await made.catalog.load()
+        await made.consumer.found()
+        self.replicas.append(made)
+        self.stack.push_async_callback(self._stop, made)
+        return made
+
+    def run(self, made: Replica) -> None:
+        for loop in (made.consumer.read_forever, made.reclaimer.run_forever, made.timers.run_forever):
+            self._tasks.append(asyncio.create_task(loop()))
+
+    async def _stop(self, made: Replica) -> None:
+        made.timers.stop()
+        await made.consumer.stop(0.0)
+        await asyncio.wait_for(asyncio.gather(*self._tasks), 10)
+
+    async def workflow(self, name: str, *steps: dict[str, Any], **more: Any) -> None:
+        """Put a workflow for events of the type ``t``; steps without an action are told by their id."""
+        told = [{} if "delay" in step else {"action": "told", "with": {"how": step["id"]}} for step in steps]
+        whole = [base | step for base, step in zip(told, steps, strict=True)]
+        await self.replicas[0].catalog.put({"name": name, "trigger": {"event": "t"}, "steps": whole, **more})
+
+    async def send(self, **data: Any) -> str:
+        return (await self.replicas[0].producer.submit(new_event("t", data, source="/t"))).uid
+
+    async def ledger(self) -> dict[str, int]:
+        found = await self.replicas[0].bookkeeper.ledger()
+        return {name: found[name] for name in ("handled", "unmatched", "dead", "in_flight", "difference")}
+
+    async def at_rest(self) -> None:
+        async def rest() -> bool:
+            accounts = await self.replicas[0].bookkeeper.ledger()
+            lengths = [await self.replicas[0].commander.xlen(s) for s in self.replicas[0].keys.streams.values()]
+            return accounts["in_flight"] == 0 and sum(lengths) == 0
+
+        await wait_until(rest, "the streams to be empty")
+
+
+@pytest_asyncio.fixture
+async def heart(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIterator[Heart]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Heart(redis_url, database_url, tmp_path, stack)
+
+
+@pytest_asyncio.fixture
+async def db(database_url: str) -> AsyncIterator[Connection]:
+    connection = await open_connection(database_url, StoreSettings())
+    yield connection
+    await connection.close()
+
+
+async def rows(db: Connection, statement: str) -> list[tuple[Any, ...]]:
+    cursor = await db.execute(statement.encode())
+    return list(await cursor.fetchall())
+
+
+async def instant(_: Context) -> None:
+    """An action that takes no time."""
+
+
+def failing(times: int, then: Callable[[Context], Any] = instant) -> Callable[[Context], Any]:
+    """Fails so many times, for now."""
+    left = [times]
+
+    async def fail(ctx: Context) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise Retry("not now")
+        return await then(ctx)
+
+    return fail
+
+
+QUICK = {"initial": "50ms", "max": "50ms", "jitter": False}
+
+
+async def test_a_step_behind_a_delay_may_be_retried(heart: Heart, db: Connection) -> None:
+    """The entry that woke the run holds on to it while it backs off, whatever step the timer was of."""
+    await heart.replica()
+    await heart.workflow("w", {"id": "pause", "delay": "50ms"}, {"id": "call", "retry": QUICK})
+    heart.behave["call"] = failing(2)
+    await heart.send()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM runs WHERE status = 'succeeded'"), "the run's end")
+    await heart.at_rest()
+    assert heart.calls["call"] == [1, 2, 3]
+
+
+async def test_two_runs_of_an_event_that_fail_at_once_count_once(heart: Heart, db: Connection) -> None:
+    await heart.replica()
+    for name in ("a", "b"):
+        await heart.workflow(name, {"id": "pause", "delay": "50ms"}, {"id": name, "retry": {"max_attempts": 1}})
+    together = asyncio.Barrier(2)
+
+    async def fail(_: Context) -> None:
+        await together.wait()
+        raise Retry("never")
+
+    heart.behave["a"] = heart.behave["b"] = fail
+    await heart.send()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM runs HAVING count(*) FILTER (WHERE status = 'failed') = 2"), "it")
+    await heart.at_rest()
+    assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 1, "in_flight": 0, "difference": 0}
+    assert await rows(db, "SELECT outcome::text FROM events") == [("dead",)]
+
+
+async def test_a_parked_run_that_fails_does_not_end_the_event_for_the_others(heart: Heart, db: Connection) -> None:
+    await heart.replica()
+    await heart.workflow("a", {"id": "pause", "delay": "50ms"}, {"id": "a", "retry": {"max_attempts": 1}})
+    await heart.workflow("b", {"id": "b", "retry": QUICK | {"max_attempts": 1000}})
+    heart.behave["a"] = failing(1)
+
+    async def until_a_failed(_: Context) -> None:
+        if not await rows(db, "SELECT 1 FROM runs WHERE status = 'failed'"):
+            raise Retry("not now")
+
+    heart.behave["b"] = until_a_failed
+    await heart.send()
+    await heart.at_rest()
+    assert await rows(db, "SELECT status::text FROM runs ORDER BY status") == [("failed",), ("succeeded",)]
+    assert await rows(db, "SELECT outcome::text FROM events") == [("dead",)]
+    assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 1, "in_flight": 0, "difference": 0}
+
+
+async def test_a_parked_retry_is_made_by_its_timer_alone(heart: Heart, db: Connection) -> None:
+    """While another run of the event holds the entry, the entry has no business with a run that is parked."""
+    await heart.replica(engine={"park_after": "300ms"})
+    slow = {"initial": "600ms", "max": "600ms", "jitter": False}
+    await heart.workflow("a", {"id": "a", "retry": slow})
+    await heart.workflow("b", {"id": "b", "retry": QUICK | {"max_attempts": 1000}})
+    done = asyncio.Event()
+
+    async def slowly(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise Retry("not now")
+        await asyncio.sleep(0.5)  # so that who comes in between would be seen
+        done.set()
+
+    async def until_done(_: Context) -> None:
+        if not done.is_set():
+            raise Retry("not now")
+
+    heart.behave |= {"a": slowly, "b": until_done}
+    await heart.send()
+    await heart.at_rest()
+    assert heart.calls["a"] == [1, 2]
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def letters(db: Connection) -> list[str]:
+    return [
+        letter for (letter,) in await rows(db, "SELECT id::text FROM dead_letters WHERE status = 'open' ORDER BY id")
+    ]
+
+
+async def test_many_redrives_at_once_do_not_wait_for_each_other(heart: Heart, db: Connection) -> None:
+    made = await heart.replica(store={"pool_size": 2})
+    await heart.workflow("w", {"id": "w", "retry": {"max_attempts": 1}})
+    heart.behave["w"] = failing(6)
+    await asyncio.gather(*(heart.send() for _ in range(6)))
+    await heart.at_rest()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(made.control.redrive(letter, "me") for letter in await letters(db)))
+    await heart.at_rest()
+    assert await heart.ledger() == {"handled": 6, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_a_run_that_is_cancelled_right_after_its_redrive_leaves_a_settled_event(
+    heart: Heart, db: Connection
+) -> None:
+    made = await heart.idle()
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.workflow("w", {"id": "w", "retry": {"max_attempts": 1}})
+    heart.behave["w"] = failing(1)
+    await heart.send()
+    await heart.at_rest()
+    ((run_id,),) = await rows(db, "SELECT id::text FROM runs")
+    await made.control.retry_run(run_id, "me")
+    await made.control.cancel_run(run_id, "me")
+    assert await made.timers.fire() == 1
+    await heart.at_rest()
+    assert await rows(db, "SELECT outcome::text FROM events") == [("handled",)]
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+    await made.consumer.stop(0)
+    await reading
+
+
+async def test_internal_work_that_is_set_aside_and_redriven_is_counted_once(heart: Heart, db: Connection) -> None:
+    made = await heart.idle()
+    await heart.workflow("w", {"id": "w", "retry": {"max_attempts": 1}})
+    heart.behave["w"] = failing(1)
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.send()
+    await heart.at_rest()
+
+    async def entry() -> Any:
+        assert await made.timers.fire() == 1
+        found: list[Any] = []
+
+        async def read() -> bool:
+            nonlocal found
+            found, _ = await made.group.read({"normal": 1})
+            return bool(found)
+
+        await wait_until(read, "the work's entry")
+        made.leases.add(found[0])
+        return found[0]
+
+    await made.consumer.stop(0)
+    await reading
+    for _ in range(2):  # first the wake, then the redo of the wake
+        (letter,) = await letters(db)
+        await made.control.redrive(letter, "me")
+        assert await rows(db, "SELECT outcome::text FROM events") == [(None,)]
+        await made.consumer.set_aside(await entry(), "it kills the process")
+        assert await rows(db, "SELECT outcome::text FROM events") == [("dead",)]
+        assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 1, "in_flight": 0, "difference": 0}
+    (letter,) = await letters(db)
+    await made.control.redrive(letter, "me")
+    other = await heart.idle()
+    task = other.consumer.accept(await entry_for(other, made))
+    assert task is not None
+    await task
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+    assert await rows(db, "SELECT status::text FROM runs") == [("succeeded",)]
+    assert await letters(db) == []
+
+
+async def entry_for(reader: Replica, other: Replica) -> Any:
+    assert await other.timers.fire() == 1
+    found, _ = await reader.group.read({"normal": 1})
+    return found[0]
+
+
+async def test_a_redriven_entry_goes_on_although_another_run_of_its_event_is_dead(heart: Heart, db: Connection) -> None:
+    made = await heart.idle()
+    await heart.workflow("a", {"id": "a", "retry": {"max_attempts": 1}})
+    await heart.workflow("b", {"id": "b"})
+    started = asyncio.Event()
+
+    async def hang(_: Context) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    heart.behave |= {"a": failing(1), "b": hang}
+    await heart.send()
+    (entry,), _ = await made.group.read({"normal": 1})
+    task = made.consumer.accept(entry)
+    assert task is not None
+    await wait_until(lambda: letters(db), "the run of a to fail")
+    await started.wait()
+    task.cancel()
+    await asyncio.wait({task})
+    await made.consumer.set_aside(entry, "it kills the process")
+    heart.behave["b"] = instant
+    (of_entry,) = [r[0] for r in await rows(db, "SELECT id::text FROM dead_letters WHERE kind = 'entry'")]
+    await made.control.redrive(of_entry, "me")
+    heart.run(made)
+    await heart.at_rest()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM runs WHERE status = 'succeeded'"), "the run of b")
+    await heart.at_rest()
+    assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 1, "in_flight": 0, "difference": 0}
+    (of_step,) = await letters(db)
+    await made.control.redrive(of_step, "me")
+
+    async def handled() -> bool:
+        return (await heart.ledger())["handled"] == 1
+
+    await wait_until(handled, "the event to be handled")
+    assert await rows(db, "SELECT outcome::text FROM events") == [("handled",)]
+
+
+async def test_an_entry_delivered_again_counts_what_was_committed_for_it(heart: Heart, db: Connection) -> None:
+    """It died between its commit and its acknowledge; meanwhile its run was woken and failed."""
+    made = await heart.idle()
+    await heart.workflow("w", {"id": "pause", "delay": "10ms"}, {"id": "w", "retry": {"max_attempts": 1}})
+    heart.behave["w"] = failing(1)
+    await heart.send()
+    (entry,), _ = await made.group.read({"normal": 1})
+    made.leases.add(entry)
+    await made.executor.handle(entry)
+    made.leases.remove(entry)
+    await wait_until(made.timers.fire, "the timer")
+    heart.run(made)
+    await heart.at_rest()
+    assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 1, "in_flight": 0, "difference": 0}
