@@ -140,14 +140,18 @@ class Catalog:
         if not (changed or gone or first):
             return
         good = self._accepted(changed)
+        orphans: list[CurrentWorkflow] = []
         try:
             await self._store.put([_definition(w, "file", f.name, f.source) for f, w in good], _FILES)
             if self._folder.exists:
-                rows = await self._store.current()
-                await self._store.disable([row.name for row in rows if self._is_orphan(row)], _FILES)
+                orphans = [row for row in await self._store.current() if self._is_orphan(row)]
+                await self._store.disable([row.name for row in orphans], _FILES)
         except BaseException:
             self._folder.files = before  # they are still to be taken
             raise
+        for row in orphans:
+            why = "holds another workflow now" if row.file in self._folder.files else "has gone"
+            log.warning("%s %s: workflow %r is disabled, for all replicas", row.file, why, row.name)
         for file, workflow in good:
             log.info("%s: workflow %r loaded", file.name, workflow.name)
 

@@ -140,7 +140,9 @@ async def test_a_broken_file_leaves_the_last_good_revision(
     assert (await replica.catalog.get("one")).number == 2
 
 
-async def test_a_removed_or_renamed_workflow_is_disabled(replica: Replica, pool: Pool) -> None:
+async def test_a_removed_or_renamed_workflow_is_disabled(
+    replica: Replica, pool: Pool, caplog: pytest.LogCaptureFixture
+) -> None:
     replica.write("a.yaml", yaml("one"))
     replica.write("b.yaml", yaml("two"))
     await replica.catalog.load()
@@ -148,6 +150,8 @@ async def test_a_removed_or_renamed_workflow_is_disabled(replica: Replica, pool:
     replica.write("a.yaml", yaml("uno"))
     await replica.catalog.refresh()
     assert replica.matching() == ["uno"]
+    assert "b.yaml has gone: workflow 'two' is disabled" in caplog.text
+    assert "a.yaml holds another workflow now: workflow 'one' is disabled" in caplog.text
     assert (await replica.catalog.get("two")).number == 1
     replica.remove("a.yaml")
     restarted = Replica(pool, replica.folder)
