@@ -20,6 +20,8 @@ from appliance.errors import Problem
 from appliance.rules import logic
 
 OPERATORS = ("==", "!=", "in", ">", ">=", "<", "<=", "contains", "exists", "matches")
+_ELSEWHERE = {"=": "==", "===": "==", "eq": "==", "<>": "!=", "ne": "!=", "=>": ">=", "=<": "<="}
+"""What other languages write, and what it is here."""
 MAX_DEPTH = 32
 """Deepest nesting of groups."""
 _GROUPS = {"all": "all", "any": "any", "not": "not", "and": "all", "or": "any", "!": "not"}
@@ -161,8 +163,8 @@ def _parse_test(spec: dict[str, Any], key: str, problems: list[Problem]) -> Node
     if not isinstance(path, str) or not path or not all(path.split(".")):
         problems.append(Problem(f"no path: {shown(path)}", f"{key}.path", expected="a dotted path, such as data.email"))
     if op not in OPERATORS:
-        near = difflib.get_close_matches(str(op), OPERATORS, 1, 0.3) if op is not None else []
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = _ELSEWHERE.get(str(op)) or next(iter(difflib.get_close_matches(str(op), OPERATORS, 1, 0.3)), None)
+        hint = f"; did you mean {near}?" if near and op is not None else ""
         problems.append(
             Problem(f"unknown operator {shown(op)}{hint}", f"{key}.op", expected="one of " + " ".join(OPERATORS))
         )

@@ -245,8 +245,9 @@ def test_a_failure_says_what_was_there() -> None:
     [
         ("a == 1", "when", "not a condition"),
         ({}, "when", "not a condition"),
-        ({"path": "a", "op": "=", "value": 1}, "when.op", "unknown operator"),
-        ({"path": "a", "op": "=>", "value": 1}, "when.op", "did you mean"),
+        ({"path": "a", "op": "=", "value": 1}, "when.op", "unknown operator '='; did you mean ==?"),
+        ({"path": "a", "op": "=>", "value": 1}, "when.op", "did you mean >=?"),
+        ({"path": "a", "op": "contain", "value": 1}, "when.op", "did you mean contains?"),
         ({"path": "a", "value": 1}, "when.op", "unknown operator"),
         ({"path": "a..b", "op": "exists"}, "when.path", "no path"),
         ({"path": "a", "op": "=="}, "when.value", "wants a value"),
