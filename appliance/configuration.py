@@ -28,6 +28,10 @@ from appliance.variables import DotEnvSource, EnvironmentSource, Place, Variable
 __all__ = ["FILE_NAME", "Setting", "describe", "load_settings", "secret_values"]
 
 FILE_NAME = "appliance.yaml"
+_OUT_OF_BOUNDS = frozenset({"greater_than_equal", "greater_than", "less_than_equal", "less_than"})
+_NETWORK = "a network such as 10.0.0.0/8"
+_EXPECTED = {"ip_v4_network": _NETWORK, "ip_v6_network": _NETWORK, "tuple_type": "a list", "dict_type": "a mapping"}
+"""What to write, where pydantic's own words are about Python."""
 
 
 class LoadedSettings(Settings, BaseSettings):
@@ -178,6 +182,7 @@ def _places(node: Node, file: str, path: KeyPath) -> Iterator[tuple[KeyPath, Pla
 
 def _explain(error: ValidationError, places: Mapping[KeyPath, Place]) -> Iterator[Problem]:
     """One problem per key: pydantic reports every branch of a union, and names its branches in the path."""
+    bounds = {setting.path: setting.bounds for setting in describe()}
     found: dict[KeyPath, list[str]] = {}
     for detail in error.errors(include_url=False, include_input=False):
         path = tuple(str(part) for part in detail["loc"])
@@ -186,6 +191,10 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, Place]) -> Iterato
         if detail["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], _siblings(path), n=1)
             message = "no such setting" + (f"; did you mean {near[0]}?" if near else "")
+        elif detail["type"] in _OUT_OF_BOUNDS and path in bounds:
+            message = f"expected a value {bounds[path]}"
+        elif detail["type"] in _EXPECTED:
+            message = f"expected {_EXPECTED[detail['type']]}"
         found.setdefault(known, []).append(message[:1].lower() + message[1:])
     for path, messages in found.items():
         yield places.get(path, Place()).problem("; ".join(dict.fromkeys(messages)), ".".join(path))

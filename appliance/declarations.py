@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from appliance.settings import Settings
+from appliance.settings import Settings, format_duration
 
 PREFIX = "APPLIANCE_"
 FILE_NAME = "appliance.yaml"
@@ -100,5 +101,5 @@ def _plain_default(info: FieldInfo) -> Any:
 
 def _bounds(info: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    limits = [f"{sign} {getattr(m, name)}" for m in info.metadata for name, sign in signs.items() if hasattr(m, name)]
-    return ", ".join(limits)
+    limits = [(sign, getattr(m, name)) for m in info.metadata for name, sign in signs.items() if hasattr(m, name)]
+    return ", ".join(f"{sign} {format_duration(at) if isinstance(at, timedelta) else at}" for sign, at in limits)

@@ -137,8 +137,8 @@ def test_empty_variables_count_as_unset(place: Place) -> None:
     ],
 )
 def test_secrets_can_be_read_from_files(place: Place, name: str, read: Any) -> None:
-    (place.path / "secret").write_text("from a file\n")
-    assert read(place.load(None, **{name: str(place.path / "secret")})).get_secret_value() == "from a file"
+    (place.path / "secret").write_text("postgresql://from/a-file\n")
+    assert read(place.load(None, **{name: str(place.path / "secret")})).get_secret_value() == "postgresql://from/a-file"
 
 
 def test_mistakes_about_secret_files(place: Place) -> None:
@@ -196,6 +196,25 @@ def test_mistakes_in_variables_name_the_variable(place: Place) -> None:
         "PORT: input should be a valid integer, unable to parse string as an integer",
         "APPLIANCE_OUTBOUND__ALLOWED_PORTS: input should be a valid tuple",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("APPLIANCE_STREAM__LEASE", "1ms", "expected a value ≥ 500ms, ≤ 1d"),
+        ("APPLIANCE_STREAM__BLOCK", "0", "expected a value ≥ 10ms, ≤ 10s"),
+        ("APPLIANCE_STORE__RETENTION", "0", "expected a value ≥ 1h"),
+        ("APPLIANCE_HTTP__PORT", "65536", "expected a value ≥ 0, ≤ 65535"),
+        ("APPLIANCE_STORE__RETENTION", "99999999999999999999d", "no such duration: 8.64e+24 seconds"),
+        ("REDIS_URL", "http://user:word@cache", "expected a URL such as redis://localhost:6379/0"),
+        ("DATABASE_URL", "mysql://db", "expected a URL such as postgresql://user@localhost/appliance"),
+        ("APPLIANCE_OUTBOUND__ALLOWED_NETWORKS", "10.0.0.0/33", "expected a network such as 10.0.0.0/8"),
+        ("APPLIANCE_OUTBOUND__ALLOWED_NETWORKS", '["10.0.0.0/8"', "expected a list"),
+        ("APPLIANCE_SECRETS", "sms", "expected a mapping"),
+    ],
+)
+def test_values_out_of_bounds_are_answered_with_the_bounds(place: Place, name: str, text: str, problem: str) -> None:
+    assert place.problems(None, **{name: text}) == [f"{name}: {problem}"]
 
 
 def test_mistakes_on_the_command_line_name_the_option(place: Place) -> None:
