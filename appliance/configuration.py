@@ -30,7 +30,16 @@ __all__ = ["FILE_NAME", "Setting", "describe", "load_settings", "secret_values"]
 FILE_NAME = "appliance.yaml"
 _OUT_OF_BOUNDS = frozenset({"greater_than_equal", "greater_than", "less_than_equal", "less_than"})
 _NETWORK = "a network such as 10.0.0.0/8"
-_EXPECTED = {"ip_v4_network": _NETWORK, "ip_v6_network": _NETWORK, "tuple_type": "a list", "dict_type": "a mapping"}
+_EXPECTED = {
+    "ip_v4_network": _NETWORK,
+    "ip_v6_network": _NETWORK,
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+}
 """What to write, where pydantic's own words are about Python."""
 
 
