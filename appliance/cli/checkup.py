@@ -215,9 +215,9 @@ def check_definitions(settings: Settings) -> Finding:
 
 
 def check_process(url: str, status: int | None, reasons: str) -> Finding:
-    """The running process, by what its ``/readyz`` answered (None: nothing)."""
+    """The running process at ``url``, or of a data folder, by what its ``/readyz`` answered (None: nothing)."""
     if status == 200:
         return Finding("process", "ok", f"{url} is ready")
     if status is None:
-        return Finding("process", "warn", f"nothing answers at {url}", "start it with `appliance run`")
+        return Finding("process", "warn", f"no answer from {url}", "start it with `appliance run`")
     return Finding("process", "fail", f"{url} is not ready: {reasons}", "look at /health and at its log")

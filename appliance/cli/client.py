@@ -96,6 +96,10 @@ class Client:
             connection.close()
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str]:
+        if self.target.url is None:
+            raise Failure(
+                f"no appliance serves from {self.target.origin} (start one, or say where with --url)", Exit.UNAVAILABLE
+            )
         try:
             parts = urlsplit(self.target.url)
             host, port = parts.hostname, parts.port

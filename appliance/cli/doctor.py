@@ -46,9 +46,11 @@ def _ask_process(client: Client) -> Finding:
     try:
         answer = client.ask("GET", "/readyz")
     except Failure:
-        return check_process(client.target.url, None, "")
+        return check_process(client.target.url or client.target.origin, None, "")
     reasons = answer.body.get("reasons", ()) if isinstance(answer.body, dict) else ()
-    return check_process(client.target.url, answer.status, ", ".join(map(str, reasons)) or f"HTTP {answer.status}")
+    return check_process(
+        client.target.url or "", answer.status, ", ".join(map(str, reasons)) or f"HTTP {answer.status}"
+    )
 
 
 def _examine(client: Client, config_dir: Path | None) -> list[Finding]:

@@ -15,9 +15,12 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the process listens, the key of its API (None: ask without), and where each was found."""
+    """Where the process listens, the key of its API (None: ask without), and where the address was found.
 
-    url: str
+    ``url`` is None when a data folder was named that no process serves from.
+    """
+
+    url: str | None
     api_key: str | None
     origin: str
 
@@ -27,11 +30,14 @@ def find_target(
 ) -> Target:
     """The first that says something: option, environment, the data folder of a process here, the default.
 
+    A folder that was named stands for its process: when that doesn't run, another one at the default isn't meant.
+
     A data folder's ``appliance.json`` names the address while a process serves; its ``secrets.json`` holds the key that
     was made at the first start (mode 0600: only its owner can read it).
     """
     env = os.environ if environ is None else environ
-    folder = data_dir or Path(env.get("APPLIANCE_DATA_DIR") or "data")
+    named = data_dir or (Path(env["APPLIANCE_DATA_DIR"]) if env.get("APPLIANCE_DATA_DIR") else None)
+    folder = named or Path("data")
     key = api_key or env.get("APPLIANCE_API_KEY") or _key_file(env.get("APPLIANCE_API_KEY_FILE"))
     if key is None:
         key = read_api_key(folder)
@@ -39,7 +45,7 @@ def find_target(
         return Target((url or env["APPLIANCE_URL"]).rstrip("/"), key, "--url" if url else "APPLIANCE_URL")
     if isinstance(found := read_endpoint(folder).get("url"), str):
         return Target(found.rstrip("/"), key, str(folder))
-    return Target(DEFAULT_URL, key, "default")
+    return Target(DEFAULT_URL, key, "default") if named is None else Target(None, key, str(folder))
 
 
 def _key_file(name: str | None) -> str | None:

@@ -44,8 +44,20 @@ def test_a_key_file_is_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
         find_target(url=None, api_key=None, data_dir=tmp_path, environ={"APPLIANCE_API_KEY_FILE": "none"})
 
 
-def test_nothing_anywhere_is_the_default(tmp_path: Path) -> None:
-    assert find_target(url=None, api_key=None, data_dir=tmp_path, environ={}) == Target(DEFAULT_URL, None, "default")
+def test_nothing_anywhere_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_target(url=None, api_key=None, data_dir=None, environ={}) == Target(DEFAULT_URL, None, "default")
+
+
+@pytest.mark.parametrize("named", ["option", "environment"])
+def test_a_named_folder_without_a_process_is_not_another_process(tmp_path: Path, named: str) -> None:
+    option = tmp_path if named == "option" else None
+    environ = {} if option else {"APPLIANCE_DATA_DIR": str(tmp_path)}
+    target = find_target(url=None, api_key=None, data_dir=option, environ=environ)
+    assert target == Target(None, None, str(tmp_path))
+    with pytest.raises(Failure, match=f"no appliance serves from {tmp_path}") as caught:
+        Client(target, 5).get("/api/v1/ledger")
+    assert caught.value.code == Exit.UNAVAILABLE
 
 
 async def test_the_key_is_sent_and_json_comes_back(tmp_path: Path) -> None:

@@ -127,4 +127,4 @@ def test_the_doctor_names_wrong_settings_and_goes_on(config: Path, capsys: pytes
     assert root.main(["doctor", "--url", "http://127.0.0.1:1"]) == Exit.FAILED
     out = capsys.readouterr().out
     assert "appliance.yaml:1:1" in out
-    assert "nothing answers" in out
+    assert "no answer from" in out
