@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import click
 
 from appliance.cli.client import API, Client, connected, json_option, quoted
 from appliance.cli.listing import emit_page, paged
-from appliance.cli.tables import emit, fields
+from appliance.cli.tables import cell, emit, fields
 
 _PATH = f"{API}/dead-letters"
 
@@ -43,7 +45,9 @@ def list_(client: Client, /, status: str, limit: int, cursor: str | None, as_jso
 def show(client: Client, letter_id: str, as_json: bool) -> None:
     """Show one dead letter with its error and what it carried."""
     letter = client.get(f"{_PATH}/{quoted(letter_id)}")
-    emit(letter, fields(letter.items()), as_json=as_json)
+    pairs = [(name, value) for name, value in letter.items() if name != "fields"]
+    raw = [(f"field {cell(_text(name))}", _text(value)) for name, value in letter.get("fields") or ()]
+    emit(letter, fields([*pairs, *raw]), as_json=as_json)
 
 
 @dlq.command("redrive")
@@ -62,6 +66,11 @@ def redrive(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
 def discard(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
     """Drop dead letters for good; they stay in the history as discarded."""
     _act(client, letter_ids, "discard", "discarded", as_json)
+
+
+def _text(raw: str) -> str:
+    """What a field of the entry (base64) holds, as text; bytes that are none are shown as their escapes."""
+    return base64.b64decode(raw).decode("utf-8", "backslashreplace")
 
 
 def _act(client: Client, letter_ids: tuple[str, ...], verb: str, done: str, as_json: bool) -> None:

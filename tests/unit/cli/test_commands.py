@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,14 @@ def test_interventions_post(server: Server, invoke: Invoke, arguments: tuple[str
     assert code == 0
     assert server.asked == [("POST", path, None)]
     assert arguments[-1] in out
+
+
+def test_a_dead_letter_is_shown_with_the_fields_of_its_entry_as_texts(server: Server, invoke: Invoke) -> None:
+    pairs = [[base64.b64encode(part).decode() for part in pair] for pair in ((b"ty\x1bpe", b"t"), (b"who", b"\xff!"))]
+    server.answers = [Answer(200, {"id": "d1", "kind": "entry", "error": "not UTF-8", "fields": pairs})] * 2
+    _, out, _ = invoke("dlq", "show", "d1")
+    assert out.splitlines()[-2:] == [r"field ty\x1bpe  t", r"field who       \xff!"]
+    assert json.loads(invoke("dlq", "show", "d1", "--json")[1])["fields"] == pairs
 
 
 def test_submit_sends_a_form(server: Server, invoke: Invoke) -> None:
