@@ -27,10 +27,16 @@ def header(scope: Scope, name: bytes) -> str | None:
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body; raises a 413 problem as soon as it is known to be longer than ``max_bytes``."""
-    declared = header(scope, b"content-length")
-    if declared is not None and declared.isdecimal() and int(declared) > max_bytes:
-        raise _body_too_large(max_bytes)
+    """The whole body; raises a 413 problem as soon as it is known to be longer than ``max_bytes``.
+
+    A body that is compressed or otherwise coded is a 415 problem.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > max_bytes:
+            raise _body_too_large(max_bytes)
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            detail = f"Content-Encoding: {str(value, 'latin-1')}: send the body as it is."
+            raise HttpProblem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
     chunk, more = await _next_chunk(receive)
     if len(chunk) > max_bytes:
         raise _body_too_large(max_bytes)

@@ -15,10 +15,13 @@ from appliance.http.body import read_body
 from appliance.http.cloudevents import BATCH, PLAIN, STRUCTURED, decode_events
 from appliance.http.meters import counting_refusals
 from appliance.http.operations import Operation, Parameter
-from appliance.http.problems import HttpProblem, parameter_problem, problem_of
+from appliance.http.problems import HttpProblem, problem_of
+from appliance.http.query import parameters_of
 from appliance.http.reply import Reply, json_reply
 from appliance.http.services import AcceptedEvent
 from appliance.settings import HttpSettings
+
+_PARAMETERS = (Parameter("priority", "The stream to put it into.", PRIORITIES),)
 
 
 class Ingest:
@@ -36,7 +39,7 @@ class Ingest:
                 path="/api/v1/events",
                 handler=self.post_events,
                 summary="Take in one CloudEvent, or a batch",
-                parameters=(Parameter("priority", "The stream to put it into.", PRIORITIES),),
+                parameters=_PARAMETERS,
                 body="CloudEvents",
                 media_types=(STRUCTURED, BATCH, PLAIN),
                 answer="EventAnswer",
@@ -46,9 +49,7 @@ class Ingest:
 
     async def post_events(self, request: Request) -> Reply:
         """202 with the ids once all events are in the stream; 200 when all of them were duplicates."""
-        priority = request.query_params.get("priority", "normal")
-        if priority not in PRIORITIES:
-            raise parameter_problem("priority", f"expected one of {', '.join(PRIORITIES)}.")
+        priority = parameters_of(request, _PARAMETERS).get("priority", "normal")
         with counting_refusals():
             return await self._take_in(request, priority)
 

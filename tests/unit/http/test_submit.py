@@ -78,6 +78,8 @@ async def test_an_unusable_key_is_refused(client: httpx.AsyncClient, key: str) -
         (b"{}", {"Content-Type": "application/json; charset=latin-1"}, 415, "unsupported-media-type"),
         (b"a", {"Content-Type": "text/plain"}, 415, "unsupported-media-type"),
         (b"a", {}, 415, "unsupported-media-type"),
+        (b'{"template_id":"t"}', {**JSON, "Content-Encoding": "gzip"}, 415, "unsupported-media-type"),
+        (b"template_id=t", {**FORM, "Content-Encoding": "br"}, 415, "unsupported-media-type"),
         (b"template_id=%ff", FORM, 400, "not-utf8"),
         (b"template_id=\xff", FORM, 400, "not-utf8"),
         (b"template_id=t&a=%00", FORM, 422, "nul-character"),
