@@ -37,6 +37,8 @@ def unavailable(error: BaseException) -> StoreUnavailable | None:
     """
     if isinstance(error, StoreUnavailable):
         return error
+    if isinstance(error, pe.ProgramLimitExceeded):  # a psycopg.OperationalError, but it is this value that is too large
+        return None
     if isinstance(error, (pe.QueryCanceled, _RETRYABLE)):
         return StoreUnavailable(f"PostgreSQL: {str(error).strip() or type(error).__name__}")
     return None

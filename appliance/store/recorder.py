@@ -120,22 +120,32 @@ class Recorder:
         alarm = asyncio.get_running_loop().call_later(self._timeout_s, _hang_up, connection)
         try:
             await self._send(connection, batch)
+        except BaseException:
+            # What was to be prepared behind a statement that failed was not, but psycopg takes it for prepared.
+            await connection.close()
+            raise
         finally:
             alarm.cancel()
 
     async def _send(self, connection: Connection, batch: list[Change]) -> None:
         async with connection.pipeline():
-            cursor = connection.cursor()
-            if decided := [row[0] for change in batch for row in chain(change.deaths, change.outcomes)]:
-                await cursor.execute(self._sql["lock"], [decided])
-            for name in _ORDER:
-                rows = list(chain.from_iterable(getattr(change, name) for change in batch))
-                if not rows:
-                    continue
-                columns: list[Any] = [column(values) for values in zip(*rows, strict=True)]
-                if name == "run_updates":
-                    columns.append(len(rows))
-                await cursor.execute(self._sql[name], columns)
+            try:
+                await self._queue(connection.cursor(), batch)
+            except BaseException:
+                await connection.close()  # before the pipeline's Sync, which would commit what went out already
+                raise
+
+    async def _queue(self, cursor: psycopg.AsyncCursor[Any], batch: list[Change]) -> None:
+        if decided := [row[0] for change in batch for row in chain(change.deaths, change.outcomes)]:
+            await cursor.execute(self._sql["lock"], [decided])
+        for name in _ORDER:
+            rows = list(chain.from_iterable(getattr(change, name) for change in batch))
+            if not rows:
+                continue
+            columns: list[Any] = [column(values) for values in zip(*rows, strict=True)]
+            if name == "run_updates":
+                columns.append(len(rows))
+            await cursor.execute(self._sql[name], columns)
 
     async def _refused(self, batch: list[Change], error: Exception) -> list[BaseException | None]:
         """The transaction failed for good: find the changes at fault by halving."""

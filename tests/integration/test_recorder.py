@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -120,6 +121,19 @@ async def test_what_can_not_be_stored_is_refused_alone(recorder: Recorder, db: C
     assert await rows(db, "SELECT count(*) FROM events") == [(9,)]
 
 
+async def test_what_can_not_be_indexed_is_refused_and_does_not_stop_the_rest(
+    recorder: Recorder, db: Connection
+) -> None:
+    """PostgreSQL's code for it (54000) looks like trouble of the server's, which is waited out."""
+    chance = random.Random(1)
+    bad = Change(events=[event_row(uuid7(), id="".join(chr(chance.randrange(0x10000, 0x1FFFF)) for _ in range(1000)))])
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(recorder.record(whole(uuid7())), recorder.record(bad), return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], Refused)
+    assert recorder.healthy
+
+
 async def test_a_change_whose_lease_was_lost_is_dropped(recorder: Recorder, db: Connection) -> None:
     change = whole(uuid7())
     change.valid = lambda: False
@@ -190,3 +204,26 @@ async def test_a_read_only_database_is_waited_out(recorder: Recorder, db: Connec
     )
     await asyncio.wait_for(recording, 20)
     assert recorder.healthy
+
+
+async def test_a_refused_transaction_leaves_a_connection_that_works(recorder: Recorder, db: Connection) -> None:
+    """What psycopg meant to prepare behind the statement that failed was not: it must not be taken for prepared."""
+    first = uuid7()
+    await recorder.record(whole(first))
+    for _ in range(12):
+        with pytest.raises(Fenced):
+            await recorder.record(whole(first))
+    for _ in range(3):
+        await recorder.record(whole(uuid7()))
+    assert await rows(db, "SELECT count(*) FROM steps") == [(4,)]
+
+
+async def test_what_can_not_be_sent_takes_nothing_of_its_batch_along(recorder: Recorder, db: Connection) -> None:
+    """The steps are sent after the events and the runs: those must not be committed without them."""
+    good, bad = whole(uuid7()), whole(uuid7())
+    bad.steps = [bad.steps[0]._replace(error="a\0b")]
+    results = await asyncio.gather(recorder.record(good), recorder.record(bad), return_exceptions=True)
+    assert results[0] is None
+    assert isinstance(results[1], Refused)
+    counts = "SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM runs), (SELECT count(*) FROM steps)"
+    assert await rows(db, counts) == [(1, 1, 1)]
