@@ -198,7 +198,6 @@ class Executor:
         ends = [await run(drives[0])] if sole else await _together([run(drive) for drive in drives])
         delays = [end.delay_s for end in ends if isinstance(end, Backoff)]
         if delays:
-            entry.redelivered = True  # the next turn starts from what stands recorded
             return Later(min(delays))
         if prior is None and sole:
             return Settled(DEAD if _is_dead(ends[0]) else HANDLED)

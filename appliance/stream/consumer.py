@@ -85,6 +85,8 @@ class Consumer:
         self._held = 0
         self._kick = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._done_reading = asyncio.Event()
+        self._done_reading.set()
         self._hot: frozenset[str] = frozenset()
         self._last_log = 0.0
         self._store_back_at = 0.0
@@ -127,16 +129,20 @@ class Consumer:
     async def read_forever(self) -> None:
         """Read until :meth:`stop`; errors of Redis are waited out."""
         self._leases.start(self._lose)
+        self._done_reading.clear()
         failures = 0
-        while not self.stopping:
-            try:
-                await self._read_once()
-                if failures:
+        try:
+            while not self.stopping:
+                try:
+                    if failures:  # before anything is read: a failover may have undone what was settled
+                        await self._group.suspect()
+                    await self._read_once()
                     failures = 0
-                    await self._group.suspect()
-            except (rx.RedisError, OSError) as error:
-                failures += 1
-                await self._recover(error, failures)
+                except (rx.RedisError, OSError) as error:
+                    failures += 1
+                    await self._recover(error, failures)
+        finally:
+            self._done_reading.set()
 
     async def stop(self, grace_s: float) -> None:
         """Stop reading, give what is under way ``grace_s`` seconds, release the rest, leave the group."""
@@ -146,6 +152,9 @@ class Consumer:
             await self._group.interrupt()
         except (rx.RedisError, OSError) as error:
             self.complain("interrupting the read", error)
+        with contextlib.suppress(TimeoutError):  # what it still brings is ours, and has the grace as well
+            async with asyncio.timeout(self._settings.block.total_seconds() + 1.0):
+                await self._done_reading.wait()
         if self._active:
             await asyncio.wait(self._active, timeout=grace_s)
         abandoned = list(self._active)

@@ -13,9 +13,9 @@ from typing import Any
 import redis.exceptions as rx
 from redis.asyncio import Redis
 
-from appliance.events import PRIORITIES, entry_ms
+from appliance.events import entry_ms
 from appliance.identifiers import uuid7
-from appliance.stream.client import Script, is_no_group
+from appliance.stream.client import Script
 from appliance.stream.entry import Entry
 from appliance.stream.keys import Keys
 
@@ -53,7 +53,7 @@ class Group:
         self._settle = Script("settle")
         self._tidy = Script("tidy")
         self._renew = Script("renew")
-        self._delete_settled = dict.fromkeys(PRIORITIES, True)
+        self._leave = Script("leave")
         self._suspect_until_ms = 0
 
     async def found(self) -> Foundation:
@@ -120,7 +120,7 @@ class Group:
 
     async def settle(self, priority: str, outcomes: list[tuple[bytes, str]]) -> set[bytes]:
         """Acknowledge and count; returns the ids that are not ours any more."""
-        args: list[Any] = [self.group, self.consumer, "1" if self._delete_settled[priority] else "0"]
+        args: list[Any] = [self.group, self.consumer]
         for entry_id, outcome in outcomes:
             args += (entry_id, outcome)
         keys = [self.keys.stream(priority), self.keys.ledger(priority)]
@@ -147,10 +147,10 @@ class Group:
                 break
         return await self._counted(stream, ids), vanished
 
-    async def own(self, priority: str, start: bytes = b"-") -> list[Claim]:
-        """Entries pending under our name from ``start`` on, at most 500."""
+    async def own(self, priority: str, start: bytes = b"-", idle_ms: int = 0) -> list[Claim]:
+        """Entries pending under our name from ``start`` on that were idle so long, at most 500."""
         rows = await self._commander.xpending_range(
-            self.keys.stream(priority), self.group, start, "+", _SCAN_COUNT, self.consumer
+            self.keys.stream(priority), self.group, start, "+", _SCAN_COUNT, self.consumer, idle_ms or None
         )
         return [Claim(row["message_id"], row["times_delivered"]) for row in rows]
 
@@ -173,9 +173,7 @@ class Group:
     async def tidy(self, idle_consumer_ms: int) -> tuple[int, int]:
         """Trim what no group needs, drop consumers that are gone; returns how many (entries, consumers)."""
         trimmed = removed = 0
-        for priority, stream in self.keys.streams.items():
-            groups = await self._commander.xinfo_groups(stream)
-            self._delete_settled[priority] = len(groups) <= 1
+        for stream in self.keys.streams.values():
             t, r = await self._tidy.call(self._commander, [stream], [self.group, idle_consumer_ms])
             trimmed, removed = trimmed + t, removed + r
         return trimmed, removed
@@ -183,12 +181,7 @@ class Group:
     async def leave(self) -> None:
         """Remove this consumer from the groups where it has nothing pending."""
         for stream in self.keys.streams.values():
-            try:
-                if not await self._commander.xpending_range(stream, self.group, "-", "+", 1, self.consumer):
-                    await self._commander.xgroup_delconsumer(stream, self.group, self.consumer)
-            except rx.ResponseError as error:
-                if not is_no_group(error):
-                    raise
+            await self._leave.call(self._commander, [stream], [self.group, self.consumer])
 
     async def _counted(self, stream: str, ids: list[bytes]) -> list[Claim]:
         if not ids:

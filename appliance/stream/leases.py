@@ -65,8 +65,10 @@ class Leases:
         self._held[entry.priority, entry.id] = entry
 
     def remove(self, entry: Entry) -> None:
-        """Forget an entry: it was settled, lost or released."""
-        self._held.pop((entry.priority, entry.id), None)
+        """Forget an entry: it was settled, lost or released. Its next delivery, which is another object, stays."""
+        key = (entry.priority, entry.id)
+        if self._held.get(key) is entry:
+            del self._held[key]
 
     def holds(self, entry: Entry) -> bool:
         """Whether the lease is certainly still ours: what is not may neither be committed nor acknowledged.
@@ -102,6 +104,9 @@ class Leases:
                 lost = self._renew(client)
             except (rx.RedisError, OSError) as error:
                 log.warning("leases could not be renewed: %s", error)
+                continue
+            except Exception:  # a thread that died would go unnoticed until every lease is lost
+                log.exception("leases could not be renewed")
                 continue
             if lost and not loop.is_closed():
                 loop.call_soon_threadsafe(self._report, lost)

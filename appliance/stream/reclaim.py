@@ -38,6 +38,9 @@ class Reclaimer:
         self._leases = leases
         self._consumer = consumer
         self._settings = settings
+        # A configured name may be another process's too, one that has not ended yet. It renews its entries every third
+        # of a lease; what has been idle for longer is in nobody's hands.
+        self._stranded_ms = int(leases.lease_s * 500) if settings.consumer else 0
         self._solo: deque[tuple[str, bytes]] = deque()
         self._solo_task: asyncio.Task[None] | None = None
 
@@ -73,7 +76,7 @@ class Reclaimer:
         found: list[Claim] = []
         start = b"-"
         while len(found) < limit:
-            page = await self._group.own(priority, start)
+            page = await self._group.own(priority, start, self._stranded_ms)
             found += [c for c in page if (priority, c.id) not in self._leases and (priority, c.id) not in self._solo]
             if not page:
                 break
@@ -104,11 +107,13 @@ class Reclaimer:
         """Run suspects one at a time."""
         try:
             while self._solo and not self._consumer.stopping:
-                priority, entry_id = self._solo[0]
-                await self._run_suspect(priority, entry_id)
-                self._solo.popleft()
-        except (rx.RedisError, OSError) as error:
-            self._consumer.complain("taking a suspect", error)
+                try:
+                    await self._run_suspect(*self._solo[0])
+                except (rx.RedisError, OSError) as error:
+                    self._consumer.complain("taking a suspect", error)
+                except Exception:
+                    log.exception("a suspect could not be run")
+                self._solo.popleft()  # whatever it was: pending under our name, it is found again at the next look
         finally:
             self._solo_task = None
 
@@ -136,4 +141,5 @@ class Reclaimer:
             await self._consumer.set_aside(entry, reason)
         except (Fenced, StoreUnavailable) as error:
             log.warning("%s: could not be set aside: %s", entry.name, error)
+        finally:
             self._leases.remove(entry)

@@ -284,3 +284,51 @@ async def test_duplicates_are_told_at_the_door(bench: Bench) -> None:
     assert len(fresh) == 1
     assert {answer.uid for answer in answers} == {fresh[0].uid}
     assert await bench.ledger() == Account(accepted=1, in_flight=1)
+
+
+async def test_a_group_that_came_a_moment_ago_still_gets_what_is_settled_now(
+    bench: Bench, valkey: redis.asyncio.Redis
+) -> None:
+    stream = KEYS.stream("normal")
+    await bench.add(2)
+    entries = await bench.read(bench.a)
+    await valkey.xgroup_create(stream, "audit", "0")
+    await bench.settle(bench.a, entries)
+    assert await valkey.xlen(stream) == 2
+
+
+async def test_when_ours_is_the_only_group_again_nothing_that_is_settled_stays(
+    bench: Bench, valkey: redis.asyncio.Redis
+) -> None:
+    stream = KEYS.stream("normal")
+    await valkey.xgroup_create(stream, "audit", "0")
+    await bench.a.tidy(3_600_000)
+    await bench.add(5)
+    await bench.settle(bench.a, (await bench.read(bench.a))[:4])
+    await valkey.xgroup_destroy(stream, "audit")
+    await bench.a.tidy(3_600_000)
+    assert await bench.ledger() == Account(accepted=5, handled=4, in_flight=1)
+    (claim,) = await bench.a.own("normal")
+    await bench.settle(bench.a, await bench.a.take("normal", [claim.id]))
+    await bench.a.tidy(3_600_000)
+    assert await valkey.xlen(stream) == 0
+
+
+async def test_who_leaves_does_not_drop_what_arrives_at_that_moment(bench: Bench) -> None:
+    """XGROUP DELCONSUMER drops the consumer's pending entries."""
+    for _ in range(200):
+        await bench.add(1)
+        await asyncio.gather(bench.a.leave(), bench.read(bench.a))
+    assert len(await bench.a.own("normal")) == 200
+
+
+async def test_forgetting_an_entry_does_not_forget_its_next_delivery(bench: Bench) -> None:
+    await bench.add(1)
+    held = leases(bench, "a", 30.0)
+    (old,) = await bench.read(bench.a)
+    held.add(old)
+    held.remove(old)
+    (new,) = await bench.a.take("normal", [old.id])
+    held.add(new)
+    held.remove(old)
+    assert held.entries() == [new]

@@ -1,5 +1,6 @@
 -- Renew the leases of the entries that this consumer still owns. XCLAIM alone would steal back what others reclaimed.
 -- KEYS: stream. ARGV: group, consumer, the idle time to set (ms; 0 renews, a huge one releases), ids.
+-- What is released in good order counts as not delivered yet: the deliveries are to tell who kills the process.
 -- Answers the ids that are not ours any more.
 local lost, mine = {}, {}
 for i = 4, #ARGV do
@@ -16,6 +17,10 @@ if #mine > 0 then
   end
   command[#command + 1] = 'IDLE'
   command[#command + 1] = ARGV[3]
+  if ARGV[3] ~= '0' then
+    command[#command + 1] = 'RETRYCOUNT'
+    command[#command + 1] = 0
+  end
   command[#command + 1] = 'JUSTID'
   redis.call(unpack(command))
 end

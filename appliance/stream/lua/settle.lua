@@ -1,13 +1,14 @@
 -- Acknowledge entries that this consumer still owns, and count their outcomes in the same breath.
 -- An XACK by somebody who is not the owner would succeed: ownership is checked entry by entry first.
--- KEYS: stream, ledger. ARGV: group, consumer, '1' to delete what was acknowledged, then id, outcome, id, outcome …
+-- Where ours is the only group they are deleted as well; else tidy.lua trims them when no group needs them any more.
+-- KEYS: stream, ledger. ARGV: group, consumer, then id, outcome, id, outcome …
 -- An outcome is handled, unmatched, duplicate, dead, internal, or 'a>b' (internal work that moved an event from a to b).
 -- Answers the ids that are not ours any more; for those nothing was done.
 local lost, mine, counts = {}, {}, {}
 local function count(name, n)
   counts[name] = (counts[name] or 0) + n
 end
-for i = 4, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local id, outcome = ARGV[i], ARGV[i + 1]
   if #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2]) == 1 then
     mine[#mine + 1] = id
@@ -25,7 +26,7 @@ for i = 4, #ARGV, 2 do
 end
 if #mine > 0 then
   redis.call('XACK', KEYS[1], ARGV[1], unpack(mine))
-  if ARGV[3] == '1' then
+  if #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1 then
     redis.call('XDEL', KEYS[1], unpack(mine))
   end
   for name, n in pairs(counts) do

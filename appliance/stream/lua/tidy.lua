@@ -17,6 +17,10 @@ local function before(a, b)
   if #a2 ~= #b2 then return #a2 < #b2 end
   return a2 < b2
 end
+local function after(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  return #seq > 15 and id or string.format('%s-%.0f', ms, tonumber(seq) + 1)  -- a double counts to 2^53
+end
 local trimmed, removed, oldest = 0, 0, nil
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then
@@ -24,7 +28,7 @@ if groups.err then
 end
 for _, group in ipairs(groups) do
   local name = field(group, 'name')
-  local needed = field(group, 'last-delivered-id')
+  local needed = after(field(group, 'last-delivered-id'))
   if field(group, 'pending') > 0 then
     local first = redis.call('XPENDING', KEYS[1], name, '-', '+', 1)[1]
     if first and before(first[1], needed) then
@@ -35,7 +39,8 @@ for _, group in ipairs(groups) do
     oldest = needed
   end
 end
-if #groups > 1 and oldest ~= '0-0' then
+-- With one group there is something to trim as well: what was settled while there were two.
+if oldest then
   trimmed = redis.call('XTRIM', KEYS[1], 'MINID', '=', oldest)
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
