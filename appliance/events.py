@@ -45,6 +45,8 @@ CORE = frozenset({"id", "source", "type", "subject", "time", "data"})
 _DROPPED = frozenset({"specversion", "data_base64"})
 _MAX_TEXT = 1024
 """Longest id, source, type, subject or attribute value, in characters."""
+_MAX_BYTES = 2048
+"""The same in bytes of UTF-8: ids stand in an index, whose rows end at 2,700 bytes."""
 _MAX_ATTRIBUTES = 64
 MAX_DEPTH = 200
 """Levels of nested JSON data in an event. orjson reads 1,024 but writes 254, and an event travels inside other data."""
@@ -164,7 +166,7 @@ def decode_entry(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) ->
     uid = fields.get(FIELD_UID)
     if raw is not None and uid is not None and is_uuid(own := uid.decode("ascii", "replace")):
         key = fields.get(FIELD_KEY)
-        return from_cloudevent(loads(raw), uid=own, key=key.decode("ascii", "replace") if key else None)
+        return from_cloudevent(loads(raw), uid=own, key=_own_key(key) if key else None)
     foreign = derived_uuid7(entry_ms(entry_id), stream, entry_id, *(part for pair in fields.items() for part in pair))
     document = loads(raw) if raw is not None and raw[:1] == b"{" else _lone_cloudevent(fields)
     if document is not None:
@@ -172,6 +174,12 @@ def decode_entry(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) ->
         known = isinstance(source, str) and isinstance(event_id, str)
         return from_cloudevent(document, uid=foreign, key=event_key(str(source), str(event_id)) if known else None)
     return _from_flat(stream, entry_id, fields, foreign)
+
+
+def _own_key(raw: bytes) -> str:
+    """A key as we write them; what another program wrote there becomes one."""
+    key = raw.decode("ascii", "replace")
+    return key if is_uuid(key) else key_uuid("foreign", raw)
 
 
 def entry_ms(entry_id: bytes) -> int:
@@ -259,17 +267,17 @@ def _from_flat(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes], uid:
     own: dict[str, Any] = {
         name: _utf8(texts.pop(name), name) for name in ("type", "id", "source", "subject", "time") if name in texts
     }
-    source = own.get("source", f"redis:{stream}")
+    source = _text(own, "source") if own.get("source") else f"redis:{stream}"
     has_data = "data" in texts
     data = loads(texts.pop("data")) if has_data else None
     others = {name: _utf8(value, name) for name, value in texts.items()}
     return Event(
         uid=uid,
-        id=own.get("id") or f"{stream.rsplit(':', 1)[-1]}-{entry_id.decode()}",
+        id=_text(own, "id") if own.get("id") else f"{stream.rsplit(':', 1)[-1]}-{entry_id.decode()}",
         source=source,
         type=_text(own, "type") if "type" in own else "redis.entry",
         time=_time(own["time"]) if "time" in own else _entry_time(entry_id),
-        subject=own.get("subject"),
+        subject=_text(own, "subject") if own.get("subject") else None,
         data=data if has_data else others,
         attributes=_attributes(others) if has_data else {},
         key=event_key(source, own["id"]) if own.get("id") else None,
@@ -299,6 +307,8 @@ def _text(document: Mapping[str, Any], name: str) -> str:
         raise Malformed(f"{name}: expected a non-empty text, got {value!r:.80}", code="attribute")
     if len(value) > _MAX_TEXT:
         raise Malformed(f"{name}: longer than {_MAX_TEXT} characters", code="attribute")
+    if len(value) > _MAX_BYTES // 4 and len(value.encode("utf-8", "surrogatepass")) > _MAX_BYTES:
+        raise Malformed(f"{name}: longer than {_MAX_BYTES} bytes", code="attribute")
     return value
 
 

@@ -107,7 +107,10 @@ class Supervisor:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if self.stopping or task.cancelled():
+        if self.stopping:
+            return
+        if task.cancelled():
+            self.fail(f"{task.get_name()} was cancelled")
             return
         if (error := task.exception()) is not None:
             log.critical("%s died", task.get_name(), exc_info=error)

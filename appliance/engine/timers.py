@@ -93,7 +93,7 @@ class Timers:
                 return
             self._kick.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, self._poll_s)):  # the clock may have been set back meanwhile
                     await self._kick.wait()
 
 

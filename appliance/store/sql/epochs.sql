@@ -1,6 +1,7 @@
 -- The ledger's counters as last seen in Redis, per life of a stream.
 
 -- name: save
+-- A replica that was slow may have closed the present epoch, or opens a former one: who saves next puts it right.
 INSERT INTO ledger_epochs (epoch, accepted, handled, unmatched, duplicate, dead, in_flight, seen_at)
 SELECT epoch, accepted, handled, unmatched, duplicate, dead, in_flight, now()
 FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[])
@@ -8,7 +9,7 @@ FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8
 ON CONFLICT (epoch) DO UPDATE
 SET accepted = greatest(ledger_epochs.accepted, EXCLUDED.accepted), handled = EXCLUDED.handled,
     unmatched = EXCLUDED.unmatched, duplicate = EXCLUDED.duplicate, dead = EXCLUDED.dead,
-    in_flight = EXCLUDED.in_flight, seen_at = now()
+    in_flight = EXCLUDED.in_flight, closed = false, seen_at = now()
 
 -- name: close
 -- What was in flight when an epoch ended is not accounted for any more.
