@@ -24,23 +24,12 @@ from appliance.declarations import PREFIX, KeyPath, Setting, describe
 from appliance.errors import ConfigurationError, Problem
 from appliance.settings import Settings
 from appliance.variables import DotEnvSource, EnvironmentSource, Place, VariablesSource
+from appliance.workflows.problems import phrase
 
 __all__ = ["FILE_NAME", "Setting", "describe", "load_settings", "secret_values"]
 
 FILE_NAME = "appliance.yaml"
 _OUT_OF_BOUNDS = frozenset({"greater_than_equal", "greater_than", "less_than_equal", "less_than"})
-_NETWORK = "a network such as 10.0.0.0/8"
-_EXPECTED = {
-    "ip_v4_network": _NETWORK,
-    "ip_v6_network": _NETWORK,
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "int_parsing": "a whole number",
-    "float_parsing": "a number",
-    "bool_parsing": "true or false",
-}
-"""What to write, where pydantic's own words are about Python."""
 
 
 class LoadedSettings(Settings, BaseSettings):
@@ -196,15 +185,13 @@ def _explain(error: ValidationError, places: Mapping[KeyPath, Place]) -> Iterato
     for detail in error.errors(include_url=False, include_input=False):
         path = tuple(str(part) for part in detail["loc"])
         known = next((path[:n] for n in range(len(path), 0, -1) if path[:n] in places), path)
-        message = detail["msg"].removeprefix("Value error, ")
+        message = phrase(detail)
         if detail["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], _siblings(path), n=1)
             message = "no such setting" + (f"; did you mean {near[0]}?" if near else "")
         elif detail["type"] in _OUT_OF_BOUNDS and path in bounds:
             message = f"expected a value {bounds[path]}"
-        elif detail["type"] in _EXPECTED:
-            message = f"expected {_EXPECTED[detail['type']]}"
-        found.setdefault(known, []).append(message[:1].lower() + message[1:])
+        found.setdefault(known, []).append(message)
     for path, messages in found.items():
         yield places.get(path, Place()).problem("; ".join(dict.fromkeys(messages)), ".".join(path))
 

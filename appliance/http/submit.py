@@ -23,6 +23,7 @@ from appliance.http.reply import RawHeaders, Reply, see_other
 from appliance.http.services import AcceptedEvent
 from appliance.identifiers import key_uuid, uuid7
 from appliance.settings import HttpSettings
+from appliance.workflows.problems import phrase
 
 EVENT_TYPE = "form_submitted"
 SOURCE = "/submit"
@@ -146,7 +147,7 @@ def _checked(document: Any) -> Submission:
     try:
         return Submission.model_validate(document)
     except ValidationError as error:
-        errors = [{"attribute": _path(e["loc"]), "detail": e["msg"]} for e in error.errors(include_url=False)]
+        errors = [{"attribute": _path(e["loc"]), "detail": phrase(e)} for e in error.errors(include_url=False)]
         first = errors[0]
         members = {"attribute": first["attribute"], "errors": errors}
         raise HttpProblem("attribute", f"{first['attribute']}: {first['detail']}", members) from None

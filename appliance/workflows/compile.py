@@ -96,7 +96,9 @@ def _step(model: StepModel, index: int, problems: list[Problem]) -> Step:
         next=model.next,
         on_error=model.on_error,
         retry=_retry(model.retry, f"{key}.retry", problems),
-        timeout_s=_positive(model.timeout.total_seconds(), f"{key}.timeout", problems) if model.timeout else None,
+        timeout_s=_positive(model.timeout.total_seconds(), f"{key}.timeout", problems)
+        if model.timeout is not None
+        else None,
         action=model.action,
         params=_template(model.with_, f"{key}.with", problems) if model.action is not None else None,
         delay=_delay(model.delay, f"{key}.delay", problems) if model.delay is not None else None,

@@ -5,21 +5,61 @@ What needs more than one place to check (names of steps, actions' parameters, co
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from appliance.settings import Duration
 
 EventType = Annotated[str, Field(min_length=1, max_length=1024)]
-StepId = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+
+
+def _refuse_switches(value: Any) -> Any:
+    """``true`` is no duration, although Python would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a duration such as 10m")
+    return value
+
+
+def _written_as(pattern: str, words: str) -> tuple[Any, Any]:
+    """A check of a text by a regular expression, and the pattern for the JSON Schema; ``words`` say what it wants."""
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if compiled.fullmatch(value) is None:
+            raise ValueError(words)
+        return value
+
+    return AfterValidator(check), WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+_ID = _written_as(
+    r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$", "expected a letter or _, then letters, digits, _ and -: at most 64"
+)
+_NAME = _written_as(
+    r"^[^\s/\x00-\x1f\x7f]([^/\x00-\x1f\x7f]{0,198}[^\s/\x00-\x1f\x7f])?$",
+    "expected 1 to 200 characters, no / and no line break, no space at the ends",
+)
+StepId = Annotated[str, *_ID]
+Name = Annotated[str, *_NAME]
 
 
 class Model(BaseModel):
     """Base: unknown keys are refused; a key is written as its alias only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, model_title_generator=lambda model: model.__name__.removesuffix("Model")
+    )
 
 
 class TriggerModel(Model):
@@ -45,7 +85,9 @@ class RetryModel(Model):
 class DelayModel(Model):
     """A pause: for a time, or until a moment."""
 
-    for_: str | int | float | None = Field(None, alias="for", description="A duration, such as 10m.")
+    for_: Annotated[str | int | float | None, BeforeValidator(_refuse_switches)] = Field(
+        None, alias="for", description="A duration, such as 10m."
+    )
     until: str | None = Field(None, description="A time with an offset (RFC 3339).")
 
     @model_validator(mode="after")
@@ -61,7 +103,9 @@ class StepModel(Model):
     id: StepId = Field(description="Name of the step within the workflow.")
     action: str | None = Field(None, min_length=1, description="Name of the action.")
     with_: dict[str, Any] = Field({}, alias="with", description="Parameters of the action; texts may be templates.")
-    delay: str | int | float | DelayModel | None = Field(None, description="A pause, such as 10m.")
+    delay: Annotated[str | int | float | DelayModel | None, BeforeValidator(_refuse_switches)] = Field(
+        None, description="A pause, such as 10m."
+    )
     if_: Any = Field(None, alias="if", description="A condition; when it doesn't hold, the step is skipped.")
     retry: RetryModel = RetryModel()
     timeout: Duration | None = Field(None, description="Time limit of one attempt.")
@@ -85,9 +129,7 @@ class StepModel(Model):
 class WorkflowModel(Model):
     """A workflow."""
 
-    name: str = Field(
-        min_length=1, max_length=200, pattern=r"^[^\s/\x00-\x1f\x7f]([^/\x00-\x1f\x7f]*[^\s/\x00-\x1f\x7f])?$"
-    )
+    name: Name
     description: str = Field("", max_length=10_000)
     enabled: bool = Field(True, description="Whether events start runs of it.")
     trigger: TriggerModel | Annotated[list[TriggerModel], Field(min_length=1)]

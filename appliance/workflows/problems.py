@@ -1,9 +1,9 @@
-"""pydantic's errors as problems that name our keys and say what to write instead."""
+"""pydantic's errors as problems that name our keys and say what to write instead, never Python's names."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,10 +11,48 @@ from pydantic_core import ErrorDetails
 
 from appliance.errors import Problem
 
+_PHRASES: Mapping[str, str] = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_type": "expected a text",
+    "string_too_short": "empty",
+    "string_too_long": "longer than {max_length} characters",
+    "too_short": "expected at least {min_length}, got {actual_length}",
+    "too_long": "expected at most {max_length}, got {actual_length}",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "model_attributes_type": "expected a mapping",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "int_type": "expected a whole number",
+    "int_parsing": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "float_parsing": "expected a number",
+    "greater_than": "expected more than {gt}",
+    "greater_than_equal": "expected at least {ge}",
+    "less_than": "expected less than {lt}",
+    "less_than_equal": "expected at most {le}",
+    "literal_error": "expected {expected}",
+    "ip_v4_network": "expected a network such as 10.0.0.0/8",
+    "ip_v6_network": "expected a network such as 10.0.0.0/8",
+}
+
+
+def phrase(detail: Mapping[str, Any]) -> str:
+    """One finding (an item of ``ValidationError.errors()``, with its context) without the name of what is wrong."""
+    known = _PHRASES.get(detail["type"])
+    if known is not None:
+        return known.format_map(detail.get("ctx", {}))
+    message: str = detail["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
 
 def details_of(error: ValidationError) -> list[ErrorDetails]:
     """pydantic's findings, without what we don't show."""
-    return error.errors(include_url=False, include_context=False)
+    return error.errors(include_url=False)
 
 
 def from_details(details: list[ErrorDetails], value: Any, key: str = "", known: Iterable[str] = ()) -> list[Problem]:
@@ -65,11 +103,11 @@ def _problem(detail: ErrorDetails, place: str, known: tuple[str, ...]) -> Proble
     name = str(detail["loc"][-1]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, known or _LANGUAGE, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near and near[0] != name else ""
         return Problem(f"unknown key {name!r}{hint}", place, expected=("one of " + ", ".join(known)) if known else None)
     if detail["type"] == "missing":
         return Problem(f"{name} is missing", place)
-    return Problem(detail["msg"].removeprefix("Value error, "), place)
+    return Problem(phrase(detail), place)
 
 
 _LANGUAGE = (

@@ -39,7 +39,7 @@ def json_schema(actions: Mapping[str, Action]) -> dict[str, Any]:
         for name in sorted(actions)
     ]
     step["oneOf"] = [{"required": ["action"]}, {"required": ["delay"]}]
-    return {"$schema": DIALECT, "title": "Workflow", **schema}
+    return {"$schema": DIALECT, **schema}
 
 
 def _show_durations(schema: dict[str, Any], model: type[BaseModel]) -> None:
