@@ -115,9 +115,8 @@ class Publish(Protocol):
     ) -> Awaitable[str]: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """Everything an action may use besides its parameters. Fields are only ever added.
+class Context(NamedTuple):
+    """Everything an action may use besides its parameters. Made and read by name: fields are only ever added.
 
     ``idempotency_key`` is the same for every attempt of this step of this run: hand it to whatever you call.
     ``http`` is a shared client that refuses non-public addresses (see ``outbound.allowed_networks``), follows no

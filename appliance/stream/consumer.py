@@ -31,6 +31,8 @@ from appliance.stream.leases import Leases
 
 WEIGHTS: Mapping[str, int] = {"high": 16, "normal": 4, "low": 1}
 """Shares of the free slots when several streams have a backlog: the low one gets at least a 21st of every read."""
+_READ_LIMIT = 100
+"""Entries of one read under load. With larger ones all slots move in step: nothing is worked on while they commit."""
 _SETTLE_LIMIT = 500
 _LOG_EVERY_S = 1.0
 
@@ -113,6 +115,10 @@ class Consumer:
         """How many more entries may be taken on."""
         return self._engine.concurrency - len(self._active) - len(self._ready)
 
+    def reclaimable(self) -> int:
+        """How many entries may be taken over: a few even when every slot is taken, or a busy replica never would."""
+        return self.free_slots() + max(1, self._engine.concurrency // 16)
+
     def may_hold(self) -> bool:
         """Whether one more entry may be held for a retry; otherwise the retry is to be parked as a timer."""
         return self._held < self._engine.max_held and not self.stopping
@@ -181,7 +187,7 @@ class Consumer:
             return
         errors: list[rx.ResponseError] = []
         if self._hot:
-            counts = shares(free, self._hot)
+            counts = shares(min(free, _READ_LIMIT), self._hot)
             entries, errors = await self._group.read(counts)
             got = dict.fromkeys(PRIORITIES, 0)
             for entry in entries:
@@ -202,7 +208,7 @@ class Consumer:
 
     async def _room(self) -> int:
         """Wait until enough slots are free and commits are possible; starts what is ready meanwhile."""
-        enough = max(1, self._engine.concurrency // 4)
+        enough = max(1, min(self._engine.concurrency // 4, _READ_LIMIT))
         while not self.stopping:
             self._start_ready()
             free = self.free_slots()

@@ -59,7 +59,7 @@ class Reclaimer:
             await self._consumer.pause(self._leases.lease_s / 3 * random.uniform(0.8, 1.2))
 
     async def _reclaim(self, priority: str) -> None:
-        free = self._consumer.free_slots()
+        free = self._consumer.reclaimable()
         if free <= 0 or self._consumer.paused():
             return
         claims, vanished = await self._group.overdue(priority, int(self._leases.lease_s * 1000), free)
