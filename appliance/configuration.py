@@ -113,9 +113,17 @@ def load_settings(*, cli: Mapping[str, Any], environ: Mapping[str, str], cwd: Pa
         settings = LoadedSettings(**given)
     except ValidationError as error:
         raise ConfigurationError(*origin.problems, *_explain(error, origin.places)) from None
-    if origin.problems:
-        raise ConfigurationError(*origin.problems)
+    problems = [*origin.problems, *_missing_folder(settings, origin)]
+    if problems:
+        raise ConfigurationError(*problems)
     return settings
+
+
+def _missing_folder(settings: Settings, origin: Origin) -> Iterator[Problem]:
+    """A folder of definitions that was named must be there: without it everything would look like nothing to do."""
+    place = origin.places.get(("config_dir",))
+    if place is not None and not (origin.cwd / settings.config_dir).is_dir():
+        yield place.problem(f"there is no folder {settings.config_dir}", "config_dir")
 
 
 def secret_values(settings: Settings) -> list[str]:

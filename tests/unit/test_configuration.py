@@ -103,7 +103,14 @@ def test_the_file_lies_in_the_folder_that_a_stronger_source_names(place: Place) 
     other.mkdir()
     (other / "appliance.yaml").write_text("namespace: other")
     assert place.load(APPLIANCE_CONFIG_DIR="other").namespace == "other"
-    assert place.load({"config_dir": Path("nowhere")}, APPLIANCE_CONFIG_DIR="other").namespace == "appliance"
+    assert place.load({"config_dir": Path("config")}, APPLIANCE_CONFIG_DIR="other").namespace == "appliance"
+
+
+def test_a_folder_that_is_named_must_be_there(place: Place) -> None:
+    assert place.problems({"config_dir": "gone"}) == ["--config-dir: there is no folder gone"]
+    assert place.problems(APPLIANCE_CONFIG_DIR="gone") == ["APPLIANCE_CONFIG_DIR: there is no folder gone"]
+    (place.path / "config").rmdir()
+    assert place.load().config_dir == Path("config")
 
 
 @pytest.mark.parametrize("text", ['["10.0.0.0/8", "::1/128"]', "10.0.0.0/8, ::1/128"])
