@@ -66,6 +66,7 @@ class Supervisor:
         self._reason = ""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starting = True
+        self._main: asyncio.Task[Any] | None = None
         self.notifier = Notifier()
         engine = settings.engine
         self.watchdog = StallWatchdog(engine.stall_warning.total_seconds(), engine.stall_limit.total_seconds())
@@ -84,15 +85,17 @@ class Supervisor:
             self._stop.set()
 
     def signalled(self, number: int) -> None:
-        """A first signal asks for an orderly stop, a second one ends the process."""
+        """A first signal asks for an orderly stop (and cuts a start short), a second one ends the process."""
         name = signal.Signals(number).name
-        if self.stopping or self._starting:
+        if self.stopping:
             log.warning("%s: ending at once", name)
             logging.shutdown()
             os._exit(128 + number)
         log.info("%s: stopping", name)
         self._reason = name
         self._stop.set()
+        if self._starting and self._main is not None:
+            self._main.cancel()
 
     def watch(self, coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run a loop whose end, before the stop, ends the process."""
@@ -121,11 +124,15 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.signalled, number)
+        self._main = asyncio.current_task()
         self.watchdog.start()
         try:
             async with contextlib.AsyncExitStack() as stack:
                 replica, server, monitor, datadir = await self._start(stack)
                 await self._serve(replica, server, monitor, datadir)
+        except asyncio.CancelledError:
+            if not (self._starting and self.stopping):
+                raise
         finally:
             self.watchdog.stop()
         log.info("stopped (%s)", self._reason)

@@ -80,9 +80,14 @@ class EmbeddedServer(abc.ABC):
         started = time.monotonic()
         lock = self.directory.parent / f"{self.name}.lock"
         lock_fd = await take_lock(lock, self.stop_signal, STOP_TIMEOUT_S * 2)
+        preparing = asyncio.ensure_future(self.command(lock_fd))
         try:
-            command = await self.command(lock_fd)
+            command = await asyncio.shield(preparing)
             _shorten(command.log)
+        except asyncio.CancelledError:
+            await asyncio.wait({preparing})  # initdb in its thread goes on: nobody may remove the folder under it
+            os.close(lock_fd)
+            raise
         except BaseException:
             os.close(lock_fd)
             raise

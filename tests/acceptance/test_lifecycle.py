@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import sys
@@ -196,3 +197,18 @@ async def test_local_commands_work_without_a_process(folder: Path, command: tupl
     out, err = await process.communicate()
     assert (process.returncode, err.decode()) == (0, "")
     assert json.loads(out)
+
+
+async def test_a_signal_during_the_start_stops_in_order_and_leaves_nothing(folder: Path) -> None:
+    """At whatever moment of the start it comes."""
+    for moment in ("postgres", "migrat", "loaded"):
+        log = folder / "log.txt"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "appliance", "run", "--ephemeral", "--port", "0", "--log-format", "json",
+                stderr=output, env={**os.environ, "TMPDIR": str(folder)}, start_new_session=True,
+            )  # fmt: skip
+        await wait_until(lambda: moment in log.read_text(), f"the start says {moment}", 30)  # noqa: B023 - awaited here
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 30) == 0, log.read_text()
+        assert [name for name in os.listdir(folder) if name.startswith("appliance-ephemeral-")] == []
