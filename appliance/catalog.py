@@ -50,9 +50,8 @@ class Catalog:
         self._current: dict[str, Revision] = {}
         self._rows: list[CurrentWorkflow] = []
         self._old: OrderedDict[int, Revision] = OrderedDict()
-        self._fresh: dict[
-            str, Workflow
-        ] = {}  # what was put but not taken over yet, by digest: needn't be compiled again
+        self._fresh: dict[str, Workflow] = {}
+        """What was put but not taken over yet, by digest: it needn't be compiled again."""
         self._lock = asyncio.Lock()
 
     @property
@@ -165,13 +164,14 @@ class Catalog:
             if file.workflow is not None:
                 owner = owners.setdefault(file.workflow.name, file.name)
                 if owner != file.name:
-                    problem = Problem(f"{file.workflow.name!r} is already the name of {owner}", "name", file=file.name)
+                    path = str(self._folder.path / file.name)
+                    problem = Problem(f"{file.workflow.name!r} is already the name of {owner}", "name", file=path)
                     file = files[file.name] = DefinitionFile(file.name, file.stamp, None, DefinitionError(problem))
             if file.name not in fresh:
                 continue
             if file.error is not None:
                 METRICS.definitions_refused.inc()
-                log.error("%s refused; its last good revision stays in force:\n%s", file.name, file.error)
+                log.error("%s refused; what it held before stays in force:\n%s", file.name, file.error)
             elif file.workflow is not None:
                 accepted.append((file, file.workflow))
         self._folder.files = files

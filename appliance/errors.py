@@ -57,7 +57,7 @@ class ConfigurationError(ApplianceError):
 
 
 class DefinitionError(ConfigurationError):
-    """A workflow definition that can't be used; the last good revision stays in force."""
+    """A workflow definition that can't be used; what it replaces stays in force."""
 
 
 class Unavailable(ApplianceError):

@@ -32,7 +32,7 @@ class Folder:
     """The files of one folder. Reads only what changed since the last time."""
 
     def __init__(self, path: Path, actions: Mapping[str, Action]) -> None:
-        self._path = path
+        self.path = path
         self._actions = actions
         self.files: Mapping[str, DefinitionFile] = {}
         """By path within the folder."""
@@ -40,7 +40,7 @@ class Folder:
     @property
     def exists(self) -> bool:
         """Without the folder, nothing can be said about what belongs into it."""
-        return self._path.is_dir()
+        return self.path.is_dir()
 
     def scan(self) -> tuple[list[DefinitionFile], list[str]]:
         """Look at the folder again: (files that are new or changed, names of those that are gone).
@@ -48,7 +48,7 @@ class Folder:
         Blocks: call it in a thread.
         """
         before, now, changed = self.files, {}, []
-        entries = dict(definition_entries(self._path))
+        entries = dict(definition_entries(self.path))
         gone = [name for name in before if name not in entries]
         for name, entry in entries.items():
             known, stamp = before.get(name), _stamp(entry)
@@ -57,7 +57,7 @@ class Folder:
                 continue
             # Where a file has gone, one that was refused for having the same name may have its turn.
             if known is None or known.stamp != stamp or (gone and known.error is not None):
-                known = self._read(self._path / name, name, stamp)
+                known = self._read(self.path / name, name, stamp)
                 changed.append(known)
             now[name] = known
         self.files = now

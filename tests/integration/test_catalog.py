@@ -170,11 +170,12 @@ async def test_without_the_folder_nothing_is_disabled(replica: Replica, pool: Po
     assert other.matching() == ["one"]
 
 
-async def test_two_files_of_one_name(replica: Replica) -> None:
+async def test_two_files_of_one_name(replica: Replica, caplog: pytest.LogCaptureFixture) -> None:
     replica.write("a.yaml", yaml(text="a"))
     replica.write("b.yaml", yaml(text="b"))
     await replica.catalog.load()
     assert [*replica.catalog.broken] == ["b.yaml"]
+    assert f"{replica.folder}/workflows/b.yaml: name: 'one' is already the name of a.yaml" in caplog.text
     assert (await replica.catalog.get("one")).workflow.definition == definition(text="a")
     replica.remove("a.yaml")
     await replica.catalog.refresh()
