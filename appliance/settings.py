@@ -141,7 +141,7 @@ class StreamSettings(Section):
 class EngineSettings(Section):
     """Running workflows."""
 
-    concurrency: int = Field(512, ge=1, le=100_000, description="Entries worked on at once by this replica.")
+    concurrency: int = Field(1000, ge=1, le=100_000, description="Entries worked on at once by this replica.")
     max_held: int = Field(1000, ge=0, description="Entries held for a retry; beyond it a retry is parked as a timer.")
     park_after: Duration = Field(
         timedelta(seconds=60), le=_H, description="A longer backoff or delay is parked as a timer."

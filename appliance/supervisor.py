@@ -215,6 +215,7 @@ class Supervisor:
                 "consumer": replica.consumer_name,
                 "active": replica.consumer.active,
                 "workflows": len(replica.catalog.workflows()),
+                "refused": sorted(replica.catalog.broken),
             },
         )
 

@@ -14,7 +14,7 @@ from appliance.engine.drive import Backoff, Drive, DriveEnd, Driver, Ended, Park
 from appliance.engine.state import RETRYING, RUNNING, TERMINAL, TIMER, WAITING, Resumed, Started
 from appliance.errors import Malformed
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
-from appliance.identifiers import derived_uuid7, run_id_for
+from appliance.identifiers import derived_uuid7, milliseconds_of, run_id_for
 from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
@@ -27,6 +27,8 @@ from appliance.stream.work import REDO, WAKE, Work, decode_work
 from appliance.workflows.revision import Revision
 
 _LOOKUP_LIMIT = 500
+_COPY_MS = 5000
+"""How far an event's uid and its entry's id may lie apart: the time in the producer, and the clocks' difference."""
 _DIED = f"{HANDLED}>{DEAD}"
 
 
@@ -57,7 +59,9 @@ class Executor:
         self._keys = keys
         self._lookups: Batcher[str, Prior | None] = Batcher(runs.prior, limit=_LOOKUP_LIMIT, name="lookups")
         self._outcomes: Batcher[str, str | None] = Batcher(runs.outcomes, limit=_LOOKUP_LIMIT, name="outcomes")
-        self._claims: Batcher[tuple[str, str], str] = Batcher(runs.claim_keys, limit=_LOOKUP_LIMIT, name="claims")
+        self._claims: Batcher[tuple[str, str], tuple[str, bool]] = Batcher(
+            runs.claim_keys, limit=_LOOKUP_LIMIT, name="claims"
+        )
 
     async def handle(self, entry: Entry) -> Verdict:
         """Work on an entry until everything that it touches is finished, parked or dead-lettered."""
@@ -122,13 +126,15 @@ class Executor:
 
     async def _event(self, entry: Entry, event: Event, *, again: bool = False) -> Verdict:
         """``again``: although it is dead, because its dead letter was redriven."""
-        prior = await self._lookups.submit(event.uid) if entry.redelivered else None
-        if prior is not None and prior.outcome is not None and not (again and prior.outcome == DEAD):
-            return Settled(prior.outcome)
+        known = entry.redelivered or _is_copy(entry, event)
         if event.key is not None:
-            first = await self._claims.submit((event.key, event.uid))
+            first, fresh = await self._claims.submit((event.key, event.uid))
             if first != event.uid:
                 return await self._duplicate(entry, event, first)
+            known = known or not fresh
+        prior = await self._lookups.submit(event.uid) if known else None
+        if prior is not None and prior.outcome is not None and not (again and prior.outcome == DEAD):
+            return Settled(prior.outcome)
         view = event.view()
         rules = self._definitions.matcher.match(view)
         if not rules and prior is None:
@@ -306,6 +312,11 @@ def _is_dead(end: DriveEnd | None) -> bool:
 def _unfinished(run: StoredRun) -> bool:
     """Whether the entry of its event is what moves the run on. One that was ever parked belongs to its timers."""
     return run.holder is None and run.state.status in (RUNNING, RETRYING)
+
+
+def _is_copy(entry: Entry, event: Event) -> bool:
+    """Whether the entry may be a copy that somebody made of an earlier one: its event is of another time."""
+    return abs(entry_ms(entry.id) - milliseconds_of(event.uid)) > _COPY_MS
 
 
 def _wakes(work: Work, run: StoredRun, names: tuple[str, ...]) -> bool:

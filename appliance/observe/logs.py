@@ -42,6 +42,8 @@ def configure(settings: LogSettings, secrets: Iterable[str] = (), stream: TextIO
     root.setLevel(settings.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # It warns of every pipeline that a refusal ended; what was refused is ours to say.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     # A full disk or a closed terminal must not become an error in whatever wanted to log.
     logging.raiseExceptions = False
     logging.captureWarnings(True)

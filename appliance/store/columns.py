@@ -7,6 +7,8 @@ an event. These two write the same bytes (the array format of PostgreSQL's ``arr
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -34,16 +36,15 @@ class _TextColumnDumper(Dumper):
     oid = _TEXT_ARRAY
 
     def dump(self, obj: Any) -> bytes:
-        parts = [_HEAD.pack(1, 1, _TEXT, len(obj), 1)]
-        for text in obj:
-            if text is None:
-                parts.append(_NULL)
-            else:
-                raw = text.encode()
-                if b"\0" in raw:
-                    raise psycopg.DataError("a text holds NUL (0x00), which PostgreSQL can't store")
-                parts += (_LENGTH(len(raw)), raw)
-        return b"".join(parts)
+        texts = obj if None not in obj else [text for text in obj if text is not None]
+        if "\0" in "".join(texts):
+            raise psycopg.DataError("a text holds NUL (0x00), which PostgreSQL can't store")
+        raws = [text.encode() for text in texts]
+        pairs: Iterable[tuple[bytes, bytes]] = zip(map(_LENGTH, map(len, raws)), raws, strict=True)
+        if len(texts) < len(obj):
+            present = iter(pairs)
+            pairs = [(_NULL, b"") if text is None else next(present) for text in obj]
+        return _HEAD.pack(1, 1, _TEXT, len(obj), 1) + b"".join(chain.from_iterable(pairs))
 
 
 class _FloatColumnDumper(Dumper):

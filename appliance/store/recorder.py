@@ -177,10 +177,10 @@ class Recorder:
         connection = await self._connected()
         ids = [row.id for change in batch for row in _run_rows(change)]
         cursor = await connection.execute(self._sql["written"], [ids])
-        stands = {(row[0], row[1], _micro(row[2])) for row in await cursor.fetchall()}
+        stands = {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
         return [
             bool(change.runs or change.run_updates)
-            and all((row.id, row.version, _micro(row.updated_at)) in stands for row in _run_rows(change))
+            and all(_is_same_time(stands.get((row.id, row.version)), row.updated_at) for row in _run_rows(change))
             for change in batch
         ]
 
@@ -227,6 +227,6 @@ def _run_rows(change: Change) -> Iterable[Any]:
     return chain(change.runs, change.run_updates)
 
 
-def _micro(seconds: Any) -> int:
-    """PostgreSQL keeps microseconds."""
-    return round(float(seconds) * 1_000_000)
+def _is_same_time(stored: Any, written: float) -> bool:
+    """Whether a stored time is the one that was written: PostgreSQL keeps microseconds, rounded its own way."""
+    return stored is not None and abs(float(stored) - written) < 2e-6

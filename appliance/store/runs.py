@@ -116,15 +116,17 @@ class Runs:
             rows = await _rows(connection, "letter", letter_id)
         return Letter(*rows[0]) if rows else None
 
-    async def claim_keys(self, claims: list[tuple[str, str]]) -> list[str]:
-        """For each (key, uid) the uid that the key stands for: this one, or the one that came first. Durable."""
+    async def claim_keys(self, claims: list[tuple[str, str]]) -> list[tuple[str, bool]]:
+        """For each (key, uid) the uid that the key stands for, this one or the one that came first; and whether the
+        key is new. Durable.
+        """
         keys = [key for key, _ in claims]
         async with checked_out(self._pool) as connection:
             # Ordered by key inside the statement: two replicas that claim the same keys can't deadlock.
-            await connection.execute(SQL["claim_keys"], [keys, [uid for _, uid in claims]])
+            fresh = {row[0] for row in await _rows(connection, "claim_keys", keys, [uid for _, uid in claims])}
         async with checked_out(self._pool) as connection:
             first = dict(await _rows(connection, "keys", keys))
-        return [first[key] for key in keys]
+        return [(first[key], key in fresh) for key in keys]
 
 
 async def _rows(connection: Connection, name: str, *values: Any) -> list[tuple[Any, ...]]:

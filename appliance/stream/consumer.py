@@ -324,6 +324,7 @@ class Consumer:
 
     def _hold(self, entry: Entry, delay_s: float) -> None:
         self._held += 1
+        entry.redelivered = True  # the next turn goes on from what stands recorded
 
         def due() -> None:
             self._held -= 1

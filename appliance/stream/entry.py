@@ -43,7 +43,7 @@ class Settled(NamedTuple):
 
 
 class Later(NamedTuple):
-    """Not yet: keep the entry pending (and leased) and hand it over again after ``delay_s`` seconds."""
+    """Not yet: keep the entry pending, leased, and hand it over again, as redelivered, after ``delay_s`` seconds."""
 
     delay_s: float
 

@@ -18,7 +18,7 @@ from tests.chaos.proxy import Mode, Proxy
 from tests.chaos.site import Site, open_site
 from tests.servers import PostgresServer, start_postgres, start_valkey, wait_until
 
-_ONE_CRASH = 512
+_ONE_CRASH = 1000
 """What one replica may have under way: engine.concurrency."""
 
 

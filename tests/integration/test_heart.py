@@ -14,6 +14,7 @@ from typing import Any
 import pytest_asyncio
 
 from appliance.events import event_key, new_event
+from appliance.identifiers import derived_uuid7
 from appliance.outbound import make_client
 from appliance.plugin import Action, Context, Params, Retry
 from appliance.registry import Registry
@@ -546,3 +547,46 @@ async def test_a_suspect_that_can_not_be_set_aside_holds_up_no_other(heart: Hear
     assert len(made.leases) <= 1
     await own.stop(0)
     await reclaiming
+
+
+async def test_a_retry_goes_on_behind_the_steps_that_are_recorded(heart: Heart) -> None:
+    replica = await heart.replica()
+    replica.group._suspect_until_ms = 0  # nothing is looked up because of its age
+    heart.behave |= {"first": _well, "second": _fails_once()}
+    await heart.workflow("w", {"id": "first"}, {"id": "second", "retry": {"initial": "10ms"}})
+    await heart.send()
+    await heart.at_rest()
+    assert heart.calls == {"first": [1], "second": [1, 2]}
+    assert (await heart.ledger())["handled"] == 1
+
+
+async def test_a_copy_of_an_entry_repeats_no_action(heart: Heart) -> None:
+    """Somebody reads our entries and adds them again: at once with a key, later without one."""
+    replica = await heart.replica()
+    replica.group._suspect_until_ms = 0
+    heart.behave["only"] = _well
+    await heart.workflow("w", {"id": "only"})
+    stream = replica.keys.stream("normal")
+    keyed = new_event("t", {}, source="/t", key=event_key("/t", "1"))
+    old = new_event("t", {}, source="/t")
+    old = old._replace(uid=derived_uuid7(int(time.time() * 1000) - 60_000, "old"))
+    for event in (keyed, old):
+        for _ in range(2):
+            fields = [part for pair in event.to_entry().items() for part in pair]
+            client: Any = replica.commander
+            await client.execute_command("XADD", stream, "*", *fields)
+            await heart.at_rest()
+    assert heart.calls["only"] == [1, 1]
+    assert (await heart.ledger())["difference"] == 0
+
+
+async def _well(_: Context) -> None:
+    """All is well."""
+
+
+def _fails_once() -> Callable[[Context], Any]:
+    async def fail(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise Retry("once")
+
+    return fail

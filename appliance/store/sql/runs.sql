@@ -53,6 +53,7 @@ FROM dead_letters WHERE id = %b::text::uuid FOR UPDATE
 INSERT INTO event_keys (key, uid)
 SELECT key::uuid, uid::uuid FROM unnest(%b::text[], %b::text[]) AS u (key, uid) ORDER BY key
 ON CONFLICT (key) DO NOTHING
+RETURNING key::text
 
 -- name: keys
 SELECT key::text, uid::text FROM event_keys WHERE key = ANY(%b::text[]::uuid[])
