@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 
+from appliance.observe.tally import Tally
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BATCH = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1000)
 
@@ -69,14 +71,14 @@ class Metrics:
         self.runs_started = self._counter("runs_started", "Runs begun.")
         self.runs_finished = self._counter("runs_finished", "Runs that ended, by their status.", "status")
         self.attempts_failed = self._counter("attempts_failed", "Attempts of steps that failed, by kind.", "kind")
-        self.action_seconds = self._histogram("action_seconds", "Duration of one attempt of an action.", "action")
+        self.action_seconds = self._tally("action_seconds", "Duration of one attempt of an action.", "action")
         self.actions_abandoned = self._gauge(
             "actions_abandoned", "Actions that still run although their attempt is over: they ignored cancellation."
         )
         self.dead_letters = self._counter("dead_letters", "Dead letters made, by kind.", "kind")
         self.timers_fired = self._counter("timers_fired", "Timers that fell due and were put into a stream.")
         self.timer_delay_seconds = self._histogram("timer_delay_seconds", "How late timers fired.")
-        self.event_seconds = self._histogram(
+        self.event_seconds = self._tally(
             "event_seconds", "Time from an event's entry into the stream to its acknowledgement."
         )
         self.workflows = self._gauge("workflows", "Enabled workflows in the catalog.")
@@ -102,11 +104,7 @@ class Metrics:
 
     def describe(self) -> Iterator[Metric]:
         """What there is, by name as Prometheus shows it, in alphabetical order."""
-        own = [value for value in vars(self).values() if isinstance(value, Counter | Gauge | Histogram | Info)]
-        for metric in sorted(own, key=lambda metric: metric._name):
-            kind = type(metric).__name__.lower()
-            name = metric._name + {"counter": "_total", "info": "_info"}.get(kind, "")
-            yield Metric(name, kind, tuple(metric._labelnames), metric._documentation)
+        yield from sorted(filter(None, map(_described, vars(self).values())), key=lambda metric: metric.name)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"appliance_{name}", description, labels, registry=self.registry)
@@ -116,6 +114,19 @@ class Metrics:
 
     def _histogram(self, name: str, description: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(f"appliance_{name}", description, labels, registry=self.registry, buckets=buckets)
+
+    def _tally(self, name: str, description: str, label: str | None = None) -> Tally:
+        return Tally(f"appliance_{name}", description, label, _SECONDS, self.registry)
+
+
+def _described(metric: object) -> Metric | None:
+    if isinstance(metric, Tally):
+        return Metric(metric.name, "histogram", metric.labels, metric.description)
+    if not isinstance(metric, Counter | Gauge | Histogram | Info):
+        return None
+    kind = type(metric).__name__.lower()
+    name = metric._name + {"counter": "_total", "info": "_info"}.get(kind, "")
+    return Metric(name, kind, tuple(metric._labelnames), metric._documentation)
 
 
 METRICS = Metrics()

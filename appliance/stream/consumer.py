@@ -316,8 +316,9 @@ class Consumer:
             for outcome, number in settled.items():
                 METRICS.entries_settled.labels(outcome).inc(number)
             now_ms = time.time() * 1000
+            seconds = METRICS.event_seconds.series()
             for entry_id, _ in batch:
-                METRICS.event_seconds.observe(max(0.0, now_ms - entry_ms(entry_id)) / 1000)
+                seconds.observe(max(0.0, now_ms - entry_ms(entry_id)) / 1000)
             return [entry_id not in lost for entry_id, _ in batch]
 
         return flush
