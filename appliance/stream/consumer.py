@@ -248,9 +248,10 @@ class Consumer:
                 self._leases.remove(entry)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        del self._active[task]
+        entry = self._active.pop(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an entry's task ended with an error", exc_info=error)
+            log.error("%s: its task ended with an error", entry.name, exc_info=error)
+            self._leases.remove(entry)  # or it would be ours for ever, with nobody at work on it
         self._kick.set()
 
     async def _work(self, entry: Entry) -> None:

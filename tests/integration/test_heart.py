@@ -590,3 +590,28 @@ def _fails_once() -> Callable[[Context], Any]:
             raise Retry("once")
 
     return fail
+
+
+async def test_an_entry_whose_task_ends_with_an_error_is_given_up(heart: Heart) -> None:
+    """Kept, it would be renewed for ever by a replica that has nobody at work on it."""
+
+    class Broken:
+        async def handle(self, entry: Entry) -> Verdict:
+            raise ValueError("handling")
+
+        async def set_aside(self, entry: Entry, reason: str) -> Verdict:
+            raise ValueError("setting aside")
+
+    made = await heart.idle()
+    await heart.send()
+    (entry,), _ = await made.group.read({"normal": 1})
+    entry.failures = made.settings.stream.max_deliveries
+    consumer = Consumer(
+        made.commander, made.group, made.leases, Broken(), (made.settings.stream, made.settings.engine),
+        on_founded=made.consumer._on_founded, can_commit=lambda: True,
+    )  # fmt: skip
+    task = consumer.accept(entry)
+    assert task is not None
+    await asyncio.wait({task})
+    assert isinstance(task.exception(), ValueError)
+    await wait_until(lambda: ("normal", entry.id) not in made.leases, "the entry is given up")
