@@ -11,6 +11,7 @@ from appliance.cli.listing import emit_page, paged
 from appliance.cli.tables import cell, emit, fields
 
 _PATH = f"{API}/dead-letters"
+_PAGE = 200
 
 
 @click.group()
@@ -51,12 +52,15 @@ def show(client: Client, letter_id: str, as_json: bool) -> None:
 
 
 @dlq.command("redrive")
-@click.argument("letter_ids", nargs=-1, required=True)
+@click.argument("letter_ids", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="Every dead letter that is open now.")
 @json_option
 @connected
-def redrive(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
+def redrive(client: Client, letter_ids: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Put dead letters back: the event is handled again, the step tried again."""
-    _act(client, letter_ids, "redrive", "redriven", as_json)
+    if every == bool(letter_ids):
+        raise click.UsageError("name dead letters, or give --all")
+    _act(client, _open(client) if every else letter_ids, "redrive", "redriven", as_json)
 
 
 @dlq.command("discard")
@@ -66,6 +70,18 @@ def redrive(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
 def discard(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
     """Drop dead letters for good; they stay in the history as discarded."""
     _act(client, letter_ids, "discard", "discarded", as_json)
+
+
+def _open(client: Client) -> tuple[str, ...]:
+    """The ids of all open dead letters at this moment, oldest first."""
+    ids: list[str] = []
+    cursor = None
+    while True:
+        page = client.page(_PATH, _PAGE, cursor, status="open")
+        ids += [letter["id"] for letter in page["items"]]
+        cursor = page.get("next_cursor")
+        if cursor is None:
+            return tuple(reversed(ids))
 
 
 def _text(raw: str) -> str:

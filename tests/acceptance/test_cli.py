@@ -114,7 +114,7 @@ async def test_dead_letters_can_be_listed_redriven_and_discarded(shell: Shell) -
 
     (letter,) = await wait_until(letters, "the step is a dead letter", 20)
     assert "10.0.0.1" in (await shell.run("dlq", "show", letter["id"]))
-    await shell.run("dlq", "redrive", letter["id"])
+    await shell.run("dlq", "redrive", "--all")
     assert "error: " in await shell.run("dlq", "discard", letter["id"], code=Exit.NOT_FOUND)
     (again,) = await wait_until(letters, "it failed again", 20)
     assert again["id"] != letter["id"]
