@@ -52,6 +52,7 @@ EXIT_UNAVAILABLE = 69
 _CONNECT_S = 60.0
 """How long the start waits for servers: containers come up in any order."""
 _HOUSEKEEPING_S = 3600.0
+_ALIVE_EVERY_S = 5.0
 
 log = logging.getLogger("appliance.supervisor")
 
@@ -246,10 +247,11 @@ class Supervisor:
         await self._shut_down(replica, server, loops, side)
 
     async def _alive_until_stop(self) -> None:
+        interval_s = self.notifier.watchdog_interval_s or _ALIVE_EVERY_S
         while not self.stopping:
             self.notifier.alive()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):
+                async with asyncio.timeout(min(interval_s, _ALIVE_EVERY_S)):
                     await self._stop.wait()
 
     async def _shut_down(

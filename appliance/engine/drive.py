@@ -30,7 +30,7 @@ from appliance.engine.state import (
     StepState,
     WaitUntil,
 )
-from appliance.errors import Fenced
+from appliance.errors import LeaseLost
 from appliance.events import Event, dumps
 from appliance.identifiers import uuid7
 from appliance.observe.metrics import METRICS
@@ -127,7 +127,7 @@ class Driver:
                     if not drive.claimed or (len(drive.state.steps) > 1 and _unrecorded(drive)):
                         await self._record(drive, None, prepare, entry, valid)
                     if not valid():
-                        raise Fenced("the lease was lost")
+                        raise LeaseLost("the lease was lost")
                     result = await self._act(drive, command)
                     drive.state, command = advance(workflow, drive.view, drive.state, result, self._clock())
                 case WaitUntil():

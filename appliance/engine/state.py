@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-RUNNING, WAITING, RETRYING, PAUSED = "running", "waiting", "retrying", "paused"
+RUNNING, WAITING, RETRYING = "running", "waiting", "retrying"
 SUCCEEDED, FAILED, CANCELLED, SKIPPED = "succeeded", "failed", "cancelled", "skipped"
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELLED})
 

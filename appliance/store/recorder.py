@@ -23,7 +23,7 @@ from psycopg import errors as pe
 
 from appliance import faultpoints
 from appliance.batching import Batcher
-from appliance.errors import Fenced, StoreUnavailable
+from appliance.errors import Fenced, LeaseLost, StoreUnavailable
 from appliance.observe.metrics import METRICS
 from appliance.store.columns import column, register
 from appliance.store.pool import Connection, unavailable
@@ -164,7 +164,7 @@ class Recorder:
         METRICS.commits_fenced.inc(sum(invalid))
         rest = [change for change, bad in zip(batch, invalid, strict=True) if not bad]
         answers = iter(await self._commit(rest) if rest else [])
-        return [Fenced("the lease was lost") if bad else next(answers) for bad in invalid]
+        return [LeaseLost("the lease was lost") if bad else next(answers) for bad in invalid]
 
     async def _without_written(self, batch: list[Change], written: list[bool]) -> list[BaseException | None]:
         """The lost reply belonged to a commit that succeeded (wholly: a batch is one transaction)."""

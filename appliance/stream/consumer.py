@@ -22,6 +22,7 @@ from appliance import faultpoints
 from appliance.batching import Batcher
 from appliance.errors import Fenced, StoreUnavailable, StreamUnavailable
 from appliance.events import PRIORITIES, entry_ms
+from appliance.observe.logs import RateLimited
 from appliance.observe.metrics import METRICS
 from appliance.settings import EngineSettings, StreamSettings
 from appliance.stream.client import is_no_group, unavailable
@@ -34,7 +35,6 @@ WEIGHTS: Mapping[str, int] = {"high": 16, "normal": 4, "low": 1}
 _READ_LIMIT = 100
 """Entries of one read under load. With larger ones all slots move in step: nothing is worked on while they commit."""
 _SETTLE_LIMIT = 500
-_LOG_EVERY_S = 1.0
 
 log = logging.getLogger("appliance.stream.consumer")
 
@@ -90,7 +90,7 @@ class Consumer:
         self._done_reading = asyncio.Event()
         self._done_reading.set()
         self._hot: frozenset[str] = frozenset()
-        self._last_log = 0.0
+        self._limited = RateLimited(log)
         self._store_back_at = 0.0
         self._can_commit = can_commit
         self._settlers: dict[str, Batcher[tuple[bytes, str], bool]] = {
@@ -365,10 +365,7 @@ class Consumer:
 
     def complain(self, what: str, error: BaseException) -> None:
         """At most one line a second, however fast things fail."""
-        now = time.monotonic()
-        if now - self._last_log >= _LOG_EVERY_S:
-            self._last_log = now
-            log.warning("%s: %s", what, error)
+        self._limited.warning("trouble", "%s: %s", what, error)
 
     async def pause(self, seconds: float) -> None:
         """Sleep, or until the stop."""
