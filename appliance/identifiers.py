@@ -37,6 +37,11 @@ def run_id_for(event_uid: str, workflow: str) -> str:
     return f"{event_uid[:14]}7{tail[:3]}-{'89ab'[int(tail[3], 16) & 3]}{tail[4:7]}-{tail[7:19]}"
 
 
+def task_id_for(run_id: str, key: str) -> str:
+    """The id of the human task of a run's step: the same for every replica that makes it."""
+    return derived_uuid7(milliseconds_of(run_id), "task", run_id, key)
+
+
 def key_uuid(*parts: str | bytes) -> str:
     """A 128-bit digest of ``parts`` in UUID form: a dedupe key of fixed size. Not time-ordered."""
     h = hashlib.blake2b(_join(parts), digest_size=16).hexdigest()
