@@ -46,9 +46,9 @@ async def snapshot(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Connection]:
         raise StoreUnavailable(f"PostgreSQL: {error}") from error
 
 
-def query(name: str, **clauses: LiteralString) -> LiteralString:
-    """A statement of ``sql/history.sql`` with its ``{places}`` filled in by clauses of this program's own."""
-    text: LiteralString = _statements()[name].decode()
+def query(name: str, *, file: str = "history", **clauses: LiteralString) -> LiteralString:
+    """A statement of ``sql/<file>.sql`` with its ``{places}`` filled in by clauses of this program's own."""
+    text: LiteralString = _statements(file)[name].decode()
     for place, clause in clauses.items():
         text = text.replace("{" + place + "}", clause)
     return text
@@ -63,8 +63,8 @@ async def rows(conn: Connection, statement: LiteralString, values: Mapping[str, 
 
 
 @cache
-def _statements() -> Mapping[str, bytes]:
-    return named("history")
+def _statements(file: str) -> Mapping[str, bytes]:
+    return named(file)
 
 
 def _plain(value: Any) -> Any:
