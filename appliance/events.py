@@ -3,7 +3,8 @@
 An entry is one of these, tried in this order (bytes in, :class:`Event` or :class:`~appliance.errors.Malformed` out):
 
 1. ``event`` holds a CloudEvents JSON object (the appliance's own entries; anybody may write them). The appliance adds
-   ``uid`` (its own key of the event) and, when the sender gave a key to deduplicate by, ``key``.
+   ``uid`` (its own key of the event); when the sender gave a key to deduplicate by, ``key``; and for an event that
+   starts a workflow by name ``start``, ``{"workflow": name, "origin": "manual" | "schedule"}``.
 2. Exactly one field, of any name, whose value is a JSON object with ``specversion``: a CloudEvents JSON object.
 3. Any flat fields (``XADD appliance:events:normal * type order.paid data '{"total": 5}'``):
 
@@ -34,14 +35,18 @@ from appliance.errors import Malformed
 from appliance.identifiers import derived_uuid7, is_uuid, key_uuid, uuid7
 
 PRIORITIES = ("high", "normal", "low")
+ORIGINS = ("manual", "schedule")
+"""What makes an event start a workflow by name."""
 
 FIELD_EVENT = b"event"
 FIELD_UID = b"uid"
 FIELD_KEY = b"key"
+FIELD_START = b"start"
 FIELD_WORK = b"work"
 
 # Attribute names that criteria and templates see at the root, so an extension can't take them.
 CORE = frozenset({"id", "source", "type", "subject", "time", "data"})
+_START = ("workflow", "origin")
 _DROPPED = frozenset({"specversion", "data_base64"})
 _MAX_TEXT = 1024
 """Longest id, source, type, subject or attribute value, in characters."""
@@ -60,6 +65,7 @@ class Event(NamedTuple):
     ``time`` is an RFC 3339 text in UTC. ``data`` is JSON data. ``attributes`` are CloudEvents extensions and such
     (``template_id``, ``org_id``, ``submission_id``, ``datacontenttype`` …), all JSON scalars.
     ``key`` is the digest that duplicates share, or None when the sender gave nothing to tell duplicates by.
+    ``start`` is the name of a workflow that the event starts whatever its triggers are, and the origin of its run.
     """
 
     uid: str
@@ -71,6 +77,7 @@ class Event(NamedTuple):
     data: Any = None
     attributes: Mapping[str, Any] = MappingProxyType({})
     key: str | None = None
+    start: tuple[str, str] | None = None
 
     def view(self) -> dict[str, Any]:
         """The event as criteria and templates see it: attributes at the root, ``data`` below."""
@@ -96,6 +103,8 @@ class Event(NamedTuple):
         entry = {FIELD_UID: self.uid.encode(), FIELD_EVENT: dumps(self.to_cloudevent())}
         if self.key is not None:
             entry[FIELD_KEY] = self.key.encode()
+        if self.start is not None:
+            entry[FIELD_START] = dumps(dict(zip(_START, self.start, strict=True)))
         return entry
 
 
@@ -108,6 +117,7 @@ def new_event(
     subject: str | None = None,
     attributes: Mapping[str, Any] | None = None,
     key: str | None = None,
+    start: tuple[str, str] | None = None,
 ) -> Event:
     """A new event of our own making, stamped with the present time."""
     uid = uuid7()
@@ -121,6 +131,7 @@ def new_event(
         data=data,
         attributes=attributes or {},
         key=key,
+        start=start,
     )
 
 
@@ -165,7 +176,9 @@ def decode_entry(stream: str, entry_id: bytes, fields: Mapping[bytes, bytes]) ->
     uid = fields.get(FIELD_UID)
     if raw is not None and uid is not None and is_uuid(own := uid.decode("ascii", "replace")):
         key = fields.get(FIELD_KEY)
-        return from_cloudevent(loads(raw), uid=own, key=_own_key(key) if key else None)
+        event = from_cloudevent(loads(raw), uid=own, key=_own_key(key) if key else None)
+        start = fields.get(FIELD_START)
+        return event if start is None else event._replace(start=_started(start))
     foreign = derived_uuid7(entry_ms(entry_id), stream, entry_id, *(part for pair in fields.items() for part in pair))
     document = loads(raw) if raw is not None and raw[:1] == b"{" else _lone_cloudevent(fields)
     if document is not None:
@@ -179,6 +192,17 @@ def _own_key(raw: bytes) -> str:
     """A key as we write them; what another program wrote there becomes one."""
     key = raw.decode("ascii", "replace")
     return key if is_uuid(key) else key_uuid("foreign", raw)
+
+
+def _started(raw: bytes) -> tuple[str, str]:
+    """The field ``start`` of an entry of ours."""
+    document = loads(raw)
+    if not isinstance(document, dict) or document.keys() != set(_START) or document["origin"] not in ORIGINS:
+        raise Malformed(
+            f'start: expected {{"workflow": name, "origin": one of {", ".join(ORIGINS)}}}, got {raw!r:.200}',
+            code="start",
+        )
+    return _text(document, "workflow"), document["origin"]
 
 
 def entry_ms(entry_id: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from appliance.errors import Malformed
-from appliance.events import MAX_DEPTH, decode_entry, deeper_than, dumps, loads
+from appliance.events import MAX_DEPTH, decode_entry, deeper_than, dumps, loads, new_event
 
 STREAM = "appliance:events:normal"
 
@@ -46,3 +46,42 @@ def test_nul_is_found_wherever_it_is(raw: bytes) -> None:
     with pytest.raises(Malformed) as caught:
         loads(raw)
     assert caught.value.code == "nul-character"
+
+
+def test_what_an_event_starts_travels_with_it() -> None:
+    event = new_event("schedule.due", {"n": 1}, source="schedule:w", key=None, start=("w", "schedule"))
+    entry = event.to_entry()
+    assert loads(entry[b"start"]) == {"workflow": "w", "origin": "schedule"}
+    assert decode_entry("s", b"1-0", entry) == event
+    plain = new_event("t", None, source="/t")
+    assert b"start" not in plain.to_entry()
+    assert decode_entry("s", b"1-0", plain.to_entry()).start is None
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"w",
+        b"[]",
+        b'{"workflow": "w"}',
+        b'{"workflow": "", "origin": "manual"}',
+        b'{"workflow": 1, "origin": "manual"}',
+        b'{"workflow": "w", "origin": "event"}',
+        b'{"workflow": "w", "origin": []}',
+        b'{"workflow": "w", "origin": "manual", "more": 1}',
+    ],
+)
+def test_a_start_that_cannot_be_read_is_malformed(start: bytes) -> None:
+    entry = new_event("t", None, source="/t").to_entry() | {b"start": start}
+    with pytest.raises(Malformed):
+        decode_entry("s", b"1-0", entry)
+
+
+def test_only_entries_of_our_own_start_a_workflow_by_name() -> None:
+    start = b'{"workflow": "w", "origin": "manual"}'
+    flat = decode_entry("s", b"1-0", {b"type": b"t", b"start": start})
+    assert (flat.start, flat.data) == (None, {"start": start.decode()})
+    entry = new_event("t", None, source="/t").to_entry() | {b"start": start}
+    del entry[b"uid"]
+    assert decode_entry("s", b"1-0", entry).start is None
