@@ -1,0 +1,63 @@
+"""Pausing runs and letting them go on. Runs that a paused one called are not paused with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from appliance.engine.cancellations import CANCEL
+from appliance.engine.interventions import Intervention, Standing, described, intervention
+from appliance.engine.state import PAUSED
+from appliance.errors import Conflict
+from appliance.store.pool import Pool
+
+PAUSE = "pause"
+"""``runs.asked``: park after the attempts that are under way, and go no further."""
+
+
+class Pauses:
+    """Two operations. Both raise NotFound, Conflict and StoreUnavailable."""
+
+    def __init__(self, pool: Pool, on_timer: Callable[[float], None]) -> None:
+        self._pool = pool
+        self._on_timer = on_timer
+
+    async def pause_run(self, run_id: str, actor: str) -> dict[str, Any]:
+        """Stop a run where it stands: ``{"status": "paused"}``, or ``pausing`` while an attempt is under way.
+
+        What comes in for it meanwhile is kept, and its timers that fall due do nothing.
+        """
+        async with intervention(self._pool, actor, "run.pause", run_id) as act:
+            run = await act.lock(run_id)
+            if run.over or run.status == PAUSED or run.asked == CANCEL:
+                raise Conflict(f"run {run_id} is {described(run)}; it can't be paused")
+            status = await self._pause(act, run)
+        self._on_timer(time.time())
+        return {"status": status}
+
+    async def _pause(self, act: Intervention, run: Standing) -> str:
+        if not run.parked:
+            await act.ask([run.id], PAUSE)
+            return "pausing"
+        await act.write(run, PAUSED, run.state, _kept(run))
+        return PAUSED
+
+    async def resume_run(self, run_id: str, actor: str) -> dict[str, Any]:
+        """Let a paused run go on, or one that is about to be paused; answers ``{"status"}``."""
+        async with intervention(self._pool, actor, "run.resume", run_id) as act:
+            run = await act.lock(run_id)
+            if run.status == PAUSED:
+                status = await act.unpause(run, _kept(run))
+            elif run.asked == PAUSE and not run.over:
+                status = run.status
+                await act.ask([run_id], None)
+            else:
+                raise Conflict(f"run {run_id} is {described(run)}; only a paused run can be resumed")
+        self._on_timer(time.time())
+        return {"status": status}
+
+
+def _kept(run: Standing) -> str | None:
+    """Of what was asked for, what still counts: another attempt, but no pause."""
+    return None if run.asked == PAUSE else run.asked

@@ -1,0 +1,123 @@
+"""Second chances: failed runs are retried, dead letters redriven or discarded.
+
+A retry leaves a request on the run and wakes it: which steps begin anew, and what they wait for, is worked out by who
+takes the run up, as everything else that a run does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from appliance.engine.interventions import (
+    Definitions,
+    Intervention,
+    Standing,
+    described,
+    intervention,
+    look,
+    revision_of,
+)
+from appliance.engine.state import FAILED, RETRYING, TIMER
+from appliance.errors import Conflict, NotFound
+from appliance.identifiers import is_uuid
+from appliance.store.pool import Pool
+from appliance.store.runs import Letter, Runs
+
+RETRY = "retry"
+"""``runs.asked``: try the step at which it failed again, with all its attempts."""
+_OPEN_STATE = ("by", "at", "first_at", "blocks", "place")
+"""What is kept of the state of a run that is tried again: not how it was about to end."""
+_WORK = '["d29yaw==",'
+"""Base64 of the field ``work``, as the fields of an entry of internal work begin."""
+
+
+class Redrives:
+    """Three operations. All raise NotFound, Conflict and StoreUnavailable."""
+
+    def __init__(self, pool: Pool, runs: Runs, definitions: Definitions, on_timer: Callable[[float], None]) -> None:
+        self._pool = pool
+        self._runs = runs
+        self._definitions = definitions
+        self._on_timer = on_timer
+
+    async def retry_run(self, run_id: str, actor: str) -> dict[str, Any]:
+        """Try the step at which a run failed again; its open dead letters count as redriven."""
+        run = await look(self._pool, run_id)
+        if run.status != FAILED:
+            raise Conflict(f"run {run_id} is {described(run)}; only a failed run can be retried")
+        await self._check_usable(run)
+        async with intervention(self._pool, actor, "run.retry", run_id) as act:
+            await act.do("lock_event", run.event_uid)
+            run = await act.lock(run_id)
+            await act.do("close_letters_of_run", run_id)
+            await self._put_to_work(act, run)
+        self._on_timer(time.time())
+        return {"status": RETRYING}
+
+    async def redrive(self, letter_id: str, actor: str) -> None:
+        """Put a dead letter back to work: its step is tried again, or its entry handled again."""
+        letter = await self._letter(letter_id)
+        of_step = letter.run_id if letter.kind == "step" else None
+        if of_step is not None:
+            run = await look(self._pool, of_step)
+            if run.status != FAILED:
+                raise Conflict(f"run {run.id} of this dead letter is {run.status}")
+            await self._check_usable(run)
+        async with intervention(self._pool, actor, "dead-letter.redrive", letter_id) as act:
+            await act.do("lock_event", letter.event_uid)
+            await self._close(act, letter, "redriven")
+            if of_step is None:
+                await self._redo(act, letter)
+            else:
+                await self._put_to_work(act, await act.lock(of_step))
+        self._on_timer(time.time())
+
+    async def discard(self, letter_id: str, actor: str) -> None:
+        """Drop a dead letter for good. Its event stays counted as dead."""
+        letter = await self._letter(letter_id)
+        async with intervention(self._pool, actor, "dead-letter.discard", letter_id) as act:
+            await self._close(act, letter, "discarded")
+
+    async def _check_usable(self, run: Standing) -> None:
+        """Refuse what would fail at once, before anything is locked."""
+        await revision_of(self._definitions, run)
+
+    async def _letter(self, letter_id: str) -> Letter:
+        letter = await self._runs.letter(letter_id) if is_uuid(letter_id) else None
+        if letter is None:
+            raise NotFound(f"there is no dead letter {letter_id}")
+        if letter.status != "open":
+            raise Conflict(f"dead letter {letter_id} is {letter.status} already")
+        return letter
+
+    async def _put_to_work(self, act: Intervention, run: Standing) -> None:
+        """Wake the run at once. The event is locked: who else decides about it comes after us."""
+        if run.status != FAILED:
+            raise Conflict(f"run {run.id} is {described(run)}; only a failed run can be retried")
+        if run.state.get("at") is None:
+            raise Conflict(f"run {run.id} did not fail at a step that could be tried again: rerun it instead")
+        if await act.rows("undone_steps", run.id):
+            raise Conflict(f"what run {run.id} did was undone: rerun it from a step instead")
+        await act.write(run, RETRYING, {**_reopened(run.state), "by": TIMER}, RETRY)
+        await act.wake(run, reopens=await _reopens(act, run.event_uid))
+
+    async def _redo(self, act: Intervention, letter: Letter) -> None:
+        internal = letter.fields is not None and _WORK in letter.fields
+        reopens = await _reopens(act, letter.event_uid) if letter.event_uid is not None else not internal
+        await act.do("wake_now", None, None, letter.id, reopens, letter.stream or "normal")
+
+    async def _close(self, act: Intervention, letter: Letter, status: str) -> None:
+        await act.do("lock_letter", letter.id)
+        if await act.do("close_letter", status, letter.id) != 1:
+            raise Conflict(f"dead letter {letter.id} was closed by somebody else just now")
+
+
+async def _reopens(act: Intervention, event_uid: str | None) -> bool:
+    """Whether this takes the event out of the ledger's ``dead``."""
+    return event_uid is not None and await act.do("reopen_event", event_uid) == 1
+
+
+def _reopened(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name in _OPEN_STATE}
