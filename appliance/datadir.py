@@ -91,6 +91,10 @@ class DataDir:
         """The API key made at the first start, for when none is configured."""
         return self.secret("api_key")
 
+    def link_key(self) -> str:
+        """The key of signed links made at the first start, for when none is configured."""
+        return self.secret("link_key")
+
     def announce(self, url: str, version: str) -> None:
         """Say where this process serves, so that the command line finds it."""
         _write_object(self.path / _ENDPOINT, {"url": url, "pid": os.getpid(), "version": version})

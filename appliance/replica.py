@@ -16,7 +16,9 @@ from appliance.engine.actions import ActionRunner
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
 from appliance.engine.executor import Executor
+from appliance.engine.tasks import Tasks
 from appliance.engine.timers import Timers
+from appliance.links import Links
 from appliance.registry import Registry
 from appliance.resources import Resources
 from appliance.settings import Settings
@@ -39,6 +41,11 @@ from appliance.stream.reclaim import Reclaimer
 def consumer_name(configured: str) -> str:
     """This replica's name in the group: the configured one, or one that no other process ever has."""
     return configured or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def _link_key(settings: Settings) -> str:
+    """The supervisor fills it in from the data folder; without either, links end with the process."""
+    return settings.link_key.get_secret_value() if settings.link_key is not None else secrets.token_urlsafe(32)
 
 
 class Replica:
@@ -73,6 +80,8 @@ class Replica:
         )
         self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
+        self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
+        self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
         self.control = Control(pool, self.runs, self.catalog, self.timers.expect)
         self.actions = ActionRunner(
             registry,
@@ -92,12 +101,16 @@ class Replica:
         self.driver = Driver(
             self.actions,
             self.recorder,
+            self.catalog,
             secrets=self.secrets,
+            max_depth=engine.max_depth,
             park_after_s=engine.park_after.total_seconds(),
             may_hold=lambda: self.consumer.may_hold(),
             on_timer=self.timers.expect,
         )
-        self.executor = Executor(self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys)
+        self.executor = Executor(
+            self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys, self.timers.expect
+        )
         self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)
         self.consumer = Consumer(
             self.commander,

@@ -62,6 +62,13 @@ def _url(*schemes: str, example: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _public(value: str) -> str:
+    """A URL that paths can be put behind."""
+    if value and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+        raise ValueError("expected a URL such as https://appliance.example.com")
+    return value.rstrip("/")
+
+
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration, return_type=str)]
 RedisUrl = Annotated[SecretStr | None, _url("redis", "rediss", "unix", example="redis://localhost:6379/0")]
 DatabaseUrl = Annotated[
@@ -94,6 +101,9 @@ class HttpSettings(Section):
         (), description="Hosts (host or host:port) that a form may be redirected to; paths on this server always may."
     )
     submit_open: bool = Field(True, description="Whether POST /submit works without an API key.")
+    public_url: Annotated[str, AfterValidator(_public)] = Field(
+        "", description="Address under which people reach this server, for links; empty is the one listened on."
+    )
     proxy_headers: bool = Field(False, description="Trust X-Forwarded-For and -Proto from a proxy on this host.")
 
 
@@ -161,6 +171,7 @@ class EngineSettings(Section):
         timedelta(minutes=5), ge=_S, description="A blocked event loop ends the process after this."
     )
     max_hops: int = Field(16, ge=1, le=1000, description="Longest chain of events that publish each other.")
+    max_depth: int = Field(8, ge=1, le=100, description="Deepest nesting of workflows that call each other.")
     max_output_bytes: int = Field(262_144, ge=256, description="Largest output of a step, as JSON, in bytes.")
     timer_poll: Duration = Field(
         timedelta(seconds=1), ge=10 * _MS, le=_M, description="Longest time between two looks for due timers."
@@ -229,6 +240,11 @@ class Settings(Section):
     redis_binary: Path | None = Field(None, description="valkey-server or redis-server to embed; unset searches.")
     postgres_bin_dir: Path | None = Field(None, description="Folder of initdb and postgres to embed; unset searches.")
     api_key: SecretStr | None = Field(None, description="Key of the API; unset makes one in <data-dir>/secrets.json.")
+    link_key: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Key that signs links to tasks, the same for all replicas; unset makes one in secrets.json.",
+    )
     secrets: dict[str, SecretStr] = Field({}, description="What templates see as secrets.<name>.")
     plugins: dict[str, dict[str, Any]] = Field({}, description="Settings of plugins, by action name.")
     http: HttpSettings = HttpSettings()

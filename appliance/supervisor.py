@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import SecretStr
+
 from appliance import __version__
 from appliance.configuration import secret_values
 from appliance.datadir import DataDir
@@ -142,6 +144,8 @@ class Supervisor:
     async def _start(self, stack: contextlib.AsyncExitStack) -> tuple[Replica, HttpServer, HealthMonitor, DataDir]:
         settings = self.settings
         datadir = stack.enter_context(DataDir.open(settings.data_dir, ephemeral=settings.ephemeral))
+        if settings.link_key is None:
+            settings = settings.model_copy(update={"link_key": SecretStr(datadir.link_key())})
         api_key = settings.api_key.get_secret_value() if settings.api_key is not None else datadir.api_key()
         logs.configure(settings.log, [*secret_values(settings), api_key])
         urls = await self._servers(stack, datadir)
@@ -169,6 +173,8 @@ class Supervisor:
             catalog=replica.catalog,
             history=replica.history,
             control=replica.control,
+            tasks=replica.tasks,
+            links=replica.links,
             registry=registry,
             ledger=replica.bookkeeper.ledger,
             health=monitor.health,
@@ -222,6 +228,7 @@ class Supervisor:
 
     async def _serve(self, replica: Replica, server: HttpServer, monitor: HealthMonitor, datadir: DataDir) -> None:
         await server.start()
+        replica.links.base = self.settings.http.public_url or server.url
         self.watch_task(server.running)
         await monitor.check()
         loops = [

@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from appliance.events import Event
+    from appliance.links import Links
     from appliance.settings import Settings
-    from appliance.store.history import History
+    from appliance.store.history import History, Page
 
 
 class AcceptedEvent(Protocol):
@@ -86,6 +87,17 @@ class Controls(Protocol):
     async def discard(self, letter_id: str, actor: str) -> Any: ...
 
 
+class PeoplesTasks(Protocol):
+    """Human tasks; all but the list raise NotFound, the interventions Conflict, ``answer`` InputRefused too."""
+
+    async def list_tasks(
+        self, filters: Mapping[str, str] | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page: ...
+    async def get_task(self, task_id: str) -> dict[str, Any]: ...
+    async def answer(self, task_id: str, data: Any, by: str, actor: str = "api") -> dict[str, Any]: ...
+    async def assign(self, task_id: str, changes: Mapping[str, str | None], actor: str = "api") -> dict[str, Any]: ...
+
+
 class Actions(Protocol):
     """The registry: the actions that are there, and the plugins that failed to load (name -> reason)."""
 
@@ -124,6 +136,8 @@ class Services:
     catalog: Definitions
     history: History
     control: Controls
+    tasks: PeoplesTasks
+    links: Links
     registry: Actions
     ledger: Callable[[], Awaitable[Mapping[str, Any]]]
     health: Callable[[], Health]

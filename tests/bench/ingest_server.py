@@ -71,6 +71,8 @@ def ours(redis_url: str) -> Any:
             catalog=missing,
             history=missing,
             control=missing,
+            tasks=missing,
+            links=missing,
             registry=missing,
             ledger=ledger,
             health=lambda: Health(started=True),

@@ -8,11 +8,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
-from appliance.errors import DefinitionError, NotFound
+from appliance.errors import Conflict, DefinitionError, NotFound
 from appliance.events import Event
 from appliance.http.services import Health, Services
+from appliance.links import Links
 from appliance.settings import Settings
 from appliance.store.history import Page
+from appliance.workflows.inputs import check
 
 API_KEY = "correct horse"
 
@@ -175,6 +177,40 @@ class FakeControl:
 
 
 @dataclass
+class FakeTasks:
+    """Tasks by id, that are answered once; ``calls`` holds what was asked."""
+
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    refusal: Exception | None = None
+
+    async def list_tasks(self, filters: Any = None, **more: Any) -> Page:
+        self.calls.append(("list", filters, more))
+        return Page([{"id": "x"}], "next")
+
+    async def get_task(self, task_id: str) -> dict[str, Any]:
+        if task_id not in self.tasks:
+            raise NotFound(f"there is no task {task_id}")
+        return dict(self.tasks[task_id])
+
+    async def answer(self, task_id: str, data: Any, by: str, actor: str = "api") -> dict[str, Any]:
+        task = await self.get_task(task_id)
+        if self.refusal is not None:
+            raise self.refusal
+        if task["status"] != "open":
+            raise Conflict(f"task {task_id} was {task['status']}")
+        check("answer", task["form"], data)
+        self.calls.append(("answer", task_id, data, by, actor))
+        self.tasks[task_id] |= {"status": "answered", "answer": data, "closed_at": "2030-01-31T09:00:00.000Z"}
+        return {"status": "answered", "run_id": "r", "step": "approve"}
+
+    async def assign(self, task_id: str, changes: Mapping[str, str | None], actor: str = "api") -> dict[str, Any]:
+        await self.get_task(task_id)
+        self.calls.append(("assign", task_id, dict(changes), actor))
+        return {"assignee": None, "group": None, **changes}
+
+
+@dataclass
 class FakeRegistry:
     broken: Mapping[str, str] = field(default_factory=lambda: {"fax": "ImportError: no fax"})
 
@@ -190,6 +226,8 @@ class Fakes:
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
     history: FakeHistory = field(default_factory=FakeHistory)
     control: FakeControl = field(default_factory=FakeControl)
+    tasks: FakeTasks = field(default_factory=FakeTasks)
+    links: Links = field(default_factory=lambda: Links("k" * 32, "http://appliance"))
     health: Health = field(default_factory=lambda: Health(started=True, details={"redis": "ok"}))
 
     def services(self, settings: Settings | None = None) -> Services:
@@ -205,6 +243,8 @@ class Fakes:
             catalog=self.catalog,
             history=self.history,  # type: ignore[arg-type]  # the real one needs a database
             control=self.control,
+            tasks=self.tasks,
+            links=self.links,
             registry=FakeRegistry(),
             ledger=ledger,
             health=lambda: self.health,
