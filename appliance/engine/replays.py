@@ -41,7 +41,7 @@ class Replays:
         All or nothing; ``[{"event", "runs": [{"id", "workflow"}]}]`` in the order of ``uids``. Replaying twice makes
         two runs. Raises NotFound, Conflict (the workflow is disabled) and StoreUnavailable.
         """
-        named = await self._named(workflow) if workflow is not None else None
+        named = self._named(workflow) if workflow is not None else None
         planned: list[list[Planned]] = []
         for uid in uids:
             event = await self._event(uid)
@@ -54,8 +54,8 @@ class Replays:
             for uid, plans in zip(uids, planned, strict=True)
         ]
 
-    async def _named(self, name: str) -> Revision:
-        revision = await self._definitions.get(name)
+    def _named(self, name: str) -> Revision:
+        revision = self._definitions.get(name)
         if not revision.workflow.enabled:
             raise Conflict(f"the workflow {name!r} is disabled")
         return revision
