@@ -13,7 +13,7 @@ from typing import Any
 import redis.exceptions as rx
 from redis.asyncio import Redis
 
-from appliance.events import entry_ms
+from appliance.events import FIELD_AGAIN, entry_ms
 from appliance.identifiers import uuid7
 from appliance.stream.client import Script
 from appliance.stream.entry import Entry
@@ -195,7 +195,7 @@ class Group:
     def _entries(self, priority: str, rows: list[Any], began: float) -> list[Entry]:
         until = self._suspect_until_ms
         return [
-            Entry(priority, entry_id, fields, began, redelivered=entry_ms(entry_id) <= until)
+            Entry(priority, entry_id, fields, began, redelivered=entry_ms(entry_id) <= until or FIELD_AGAIN in fields)
             for entry_id, fields in rows
             if fields is not None
         ]

@@ -4,6 +4,7 @@
 ``{namespace}:events:high|normal|low``  the streams
 ``{namespace}:ledger:high|normal|low``  hashes: the ledger's counters of each stream (see ``lua/settle.lua``)
 ``{namespace}:key:{digest}``            texts with a time to live: what a sender's key stands for
+``{namespace}:sent:{marker}``           texts with a time to live: the entry that was added under this name
 ======================================  ==========================================================================
 """
 
@@ -31,6 +32,10 @@ class Keys:
     def dedupe(self, key: str) -> str:
         """Where ingest remembers a sender's key."""
         return f"{self.namespace}:key:{key}"
+
+    def marker(self, name: str) -> str:
+        """Where it is remembered that an entry was added (see ``lua/resend.lua``)."""
+        return f"{self.namespace}:sent:{name}"
 
     @property
     def streams(self) -> dict[str, str]:

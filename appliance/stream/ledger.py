@@ -7,8 +7,8 @@ means that entries vanished unsettled: trimmed or deleted by somebody, or lost w
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import redis.exceptions as rx
 from redis.asyncio import Redis
@@ -18,12 +18,16 @@ from appliance.events import PRIORITIES, entry_ms
 from appliance.stream.client import Script, unavailable
 from appliance.stream.keys import Keys
 
+_COUNTS = ("accepted", "handled", "unmatched", "duplicate", "dead", "in_flight")
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
     """The counts of one stream (``epoch`` names its life: it counts from zero after Redis lost it), or of all.
 
     ``oldest_ms`` is when the oldest entry in the stream was added (Unix milliseconds), None if it is empty.
+    ``first_id`` is where this life begins, ``last_id`` the newest entry of it. ``recent`` counts the settled events by
+    the minute of their entries, from the first minute of which something may be unsettled.
     """
 
     accepted: int = 0
@@ -34,6 +38,9 @@ class Account:
     in_flight: int = 0
     epoch: str = ""
     oldest_ms: int | None = None
+    first_id: str | None = None
+    last_id: str = ""
+    recent: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def difference(self) -> int:
@@ -41,13 +48,11 @@ class Account:
         return self.accepted - self.handled - self.unmatched - self.duplicate - self.dead - self.in_flight
 
     def __add__(self, other: Account) -> Account:
-        names = ("accepted", "handled", "unmatched", "duplicate", "dead", "in_flight")
-        return Account(*(getattr(self, name) + getattr(other, name) for name in names))
+        return Account(*(getattr(self, name) + getattr(other, name) for name in _COUNTS))
 
     def as_dict(self) -> dict[str, int]:
         """The counts and the difference."""
-        counts: dict[str, Any] = asdict(self)
-        del counts["epoch"], counts["oldest_ms"]
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return {**counts, "difference": self.difference}
 
 
@@ -71,13 +76,22 @@ class Ledger:
 
 
 def account(
-    length: int, added: int, groups: int, pending: int, lag: int, counters: list[bytes], oldest: bytes
+    length: int,
+    added: int,
+    groups: int,
+    pending: int,
+    lag: int,
+    counters: list[bytes],
+    oldest: bytes,
+    last: bytes = b"",
+    kept: int = 0,
 ) -> Account:
     """One stream's account from what ``lua/snapshot.lua`` answers."""
     texts = [part.decode() for part in counters]
     values = dict(zip(texts[::2], texts[1::2], strict=True))
-    epoch = values.pop("epoch", "")
+    epoch, first = values.pop("epoch", ""), values.pop("first", None)
     n = {name: int(value) for name, value in values.items()}
+    minutes = {int(name[3:]): number for name, number in n.items() if name.startswith("at:")}
     # Where ours is the only group, settled entries are deleted, so the stream's length is exactly what is unsettled.
     unsettled = length if groups <= 1 or lag < 0 else pending + lag
     internal = n.get("work", 0) - n.get("reopened", 0) - n.get("internal", 0)
@@ -90,4 +104,7 @@ def account(
         in_flight=unsettled - internal,
         epoch=epoch,
         oldest_ms=entry_ms(oldest) if oldest else None,
+        first_id=first,
+        last_id=last.decode(),
+        recent={kept: 0, **{minute: number for minute, number in minutes.items() if minute >= kept}},
     )

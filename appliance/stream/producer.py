@@ -45,6 +45,21 @@ class _Addition:
     fields: dict[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Send:
+    """An entry that is to be in a stream once, although several may put it there, or one twice.
+
+    For ``remembered_ms`` the ``marker`` tells that it was added. ``counted``: its event was counted as accepted
+    when it was added before; now only its outcome is.
+    """
+
+    priority: str
+    fields: dict[bytes, bytes]
+    marker: str
+    remembered_ms: int = 120_000
+    counted: bool = False
+
+
 class Producer:
     """The way into the streams."""
 
@@ -55,6 +70,7 @@ class Producer:
         self._window_ms = int(settings.dedupe_window.total_seconds() * 1000)
         self._submit = Script("submit")
         self._enqueue = Script("enqueue")
+        self._resend = Script("resend")
         self._batcher: Batcher[_Addition, Accepted] = Batcher(self._flush, limit=_PIPELINE_LIMIT, name="ingest")
         self._length = 0
         self._sampled_at = -1e9
@@ -66,11 +82,7 @@ class Producer:
         Raises Malformed when it is too large or the priority unknown, Overloaded when the backlog is full,
         StreamUnavailable when Redis can't be reached or refuses (nobody knows then whether the entry was added).
         """
-        if priority not in PRIORITIES:
-            raise Malformed(f"priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}", code="priority")
-        fields = event.to_entry()
-        if sum(map(len, fields.values())) > self._settings.max_event_bytes:
-            raise Malformed(f"the event is larger than {self._settings.max_event_bytes} bytes", code="too-large")
+        fields = checked(event, priority, self._settings.max_event_bytes)
         await self._check_backlog()
         self._since_sample += 1
         return await self._batcher.submit(_Addition(event, priority, fields))
@@ -82,10 +94,37 @@ class Producer:
     async def enqueue(self, priority: str, works: Sequence[Work], *, reopened: int = 0) -> None:
         """Add internal work; ``reopened`` of it puts dead events back to work. Raises StreamUnavailable."""
         keys = [self._keys.stream(priority), self._keys.ledger(priority)]
+        ordered = sorted(works, key=lambda work: not work.reopens)  # as enqueue.lua wants them
         try:
-            await self._enqueue.call(self._client, keys, [reopened, *(work.encode() for work in works)])
+            await self._enqueue.call(self._client, keys, [reopened, *(work.encode() for work in ordered)])
         except (rx.RedisError, OSError) as error:
             raise unavailable(error) or error from None
+
+    async def put(self, sends: Sequence[Send]) -> list[str | StreamUnavailable]:
+        """Add entries, each once for its ``marker``; answers an entry id, or why it is not known to be there."""
+        pipeline = self._client.pipeline(transaction=False)
+        for send in sends:
+            pipeline.execute_command("EVALSHA", self._resend.sha, 3, *self._places(send), *_arguments(send))
+        try:
+            replies = await pipeline.execute(raise_on_error=False)
+        except (rx.RedisError, OSError) as error:
+            return [unavailable(error) or StreamUnavailable(f"Redis: {error}")] * len(sends)
+        return [await self._added(send, reply) for send, reply in zip(sends, replies, strict=True)]
+
+    async def _added(self, send: Send, reply: Any) -> str | StreamUnavailable:
+        try:
+            if isinstance(reply, rx.NoScriptError):  # it did not run
+                reply = await self._resend.call(self._client, self._places(send), _arguments(send))
+            if isinstance(reply, BaseException):
+                raise reply
+        except (rx.RedisError, OSError) as error:
+            return unavailable(error) or StreamUnavailable(f"Redis: {error}")
+        return str(reply.decode())
+
+    def _places(self, send: Send) -> list[str]:
+        return [
+            self._keys.stream(send.priority), self._keys.ledger(send.priority), self._keys.marker(send.marker)
+        ]  # fmt: skip
 
     async def backlog(self) -> int:
         """Entries in the streams, as of less than a tenth of a second ago. Raises StreamUnavailable."""
@@ -148,6 +187,20 @@ class Producer:
             uid, _, event_id = reply[1].decode().partition(" ")
             return Accepted(event_id=event_id, uid=uid, duplicate=True)
         return Accepted(event_id=event.id, uid=event.uid)
+
+
+def checked(event: Event, priority: str, max_event_bytes: int) -> dict[bytes, bytes]:
+    """The fields of the event's entry; raises Malformed when it is too large or the priority unknown."""
+    if priority not in PRIORITIES:
+        raise Malformed(f"priority: expected one of {', '.join(PRIORITIES)}, got {priority!r}", code="priority")
+    fields = event.to_entry()
+    if sum(map(len, fields.values())) > max_event_bytes:
+        raise Malformed(f"the event is larger than {max_event_bytes} bytes", code="too-large")
+    return fields
+
+
+def _arguments(send: Send) -> list[Any]:
+    return [send.remembered_ms, int(send.counted), *_flat(send.fields)]
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:

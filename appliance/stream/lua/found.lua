@@ -11,13 +11,15 @@ if type(created) == 'table' and created.err then
 else
   made = 1
 end
-local added, length = 0, 0
+local added, length, first = 0, 0, nil
 local info = redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #info, 2 do
   if info[i] == 'entries-added' then
     added = info[i + 1]
   elseif info[i] == 'length' then
     length = info[i + 1]
+  elseif info[i] == 'first-entry' and info[i + 1] then
+    first = info[i + 1][1]
   end
 end
 local known = tonumber(redis.call('HGET', KEYS[2], 'added') or '0')
@@ -31,6 +33,10 @@ if added < known then
 end
 if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[2]) == 1 then
   -- What was added and deleted before we came never was ours to account for.
-  redis.call('HSET', KEYS[2], 'added', added, 'base', added - length)
+  if not first then
+    local now = redis.call('TIME')
+    first = string.format('%d%03d-0', now[1], math.floor(now[2] / 1000))
+  end
+  redis.call('HSET', KEYS[2], 'added', added, 'base', added - length, 'first', first)
 end
 return {made, lost, old}

@@ -3,6 +3,8 @@
 -- Where ours is the only group they are deleted as well; else tidy.lua trims them when no group needs them any more.
 -- KEYS: stream, ledger. ARGV: group, consumer, then id, outcome, id, outcome …
 -- An outcome is handled, unmatched, duplicate, dead, internal, or 'a>b' (internal work that moved an event from a to b).
+-- Beside the sums it counts the events settled by the minute of their entries, 'at:<minutes since 1970>': when the stream
+-- is lost, the history tells how many of these minutes were settled after the counters were saved (bookkeeping.py).
 -- Answers the ids that are not ours any more; for those nothing was done.
 local lost, mine, counts = {}, {}, {}
 local function count(name, n)
@@ -19,6 +21,9 @@ for i = 3, #ARGV, 2 do
       count('internal', 1)
     else
       count(outcome, 1)
+      if outcome ~= 'internal' then
+        count(string.format('at:%d', math.floor(tonumber(string.match(id, '^%d+')) / 60000)), 1)
+      end
     end
   else
     lost[#lost + 1] = id
