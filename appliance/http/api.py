@@ -1,8 +1,8 @@
-"""The API's reads and interventions: events, runs, dead letters, workflows, actions, the ledger."""
+"""The API's reads: events, runs, dead letters, workflows, actions, the ledger; and putting workflows."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -55,7 +55,7 @@ WORKFLOWS = (_EVERY, CURSOR, LIMIT)
 
 
 class Api:
-    """The endpoints. Reads come from the history, interventions go to the engine."""
+    """The endpoints. Reads come from the history."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -64,7 +64,7 @@ class Api:
 
     def operations(self) -> tuple[Operation, ...]:
         """All of them."""
-        return (*self._reads(), *self._interventions(), *self._workflows())
+        return (*self._reads(), *self._workflows())
 
     def _reads(self) -> tuple[Operation, ...]:
         def get(path: str, handler: Callable[[Request], Awaitable[Reply]], summary: str, **more: Any) -> Operation:
@@ -80,19 +80,6 @@ class Api:
             get("/actions", self.list_actions, "List the actions that are installed"),
             get("/schema", self.get_schema, "The JSON Schema of the workflow language"),
             get("/ledger", self.get_ledger, "What became of all accepted events", answer="Ledger"),
-        )
-
-    def _interventions(self) -> tuple[Operation, ...]:
-        control = self._services.control
-        verbs = (
-            ("/runs/{id}/retry", control.retry_run, "Try a failed run again from the step that failed"),
-            ("/runs/{id}/cancel", control.cancel_run, "Cancel a run that is not finished"),
-            ("/dead-letters/{id}/redrive", control.redrive, "Put a dead letter back to work"),
-            ("/dead-letters/{id}/discard", control.discard, "Drop a dead letter for good"),
-        )
-        return tuple(
-            Operation(method="POST", path=PREFIX + path, handler=_intervention(act), summary=summary, statuses=(202,))
-            for path, act, summary in verbs
         )
 
     def _workflows(self) -> tuple[Operation, ...]:
@@ -203,15 +190,6 @@ class Api:
         revision = await self._services.catalog.put(document, origin="api", actor=ACTOR)
         answer = {"id": revision.workflow_id, "name": revision.workflow.name, "revision": revision.number}
         return json_reply(answer, 201)
-
-
-def _intervention(act: Callable[[str, str], Awaitable[Any]]) -> Callable[[Request], Awaitable[Reply]]:
-    async def handle(request: Request) -> Reply:
-        subject = request.path_params["id"]
-        answer = await act(subject, ACTOR)
-        return json_reply({"id": subject, **(answer if isinstance(answer, Mapping) else {})}, 202)
-
-    return handle
 
 
 def _page(page: Page) -> Reply:

@@ -16,11 +16,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from appliance.errors import ApplianceError
 from appliance.http.admission import Admission
+from appliance.http.answers import Answers
 from appliance.http.api import Api
 from appliance.http.auth import Authenticator
 from appliance.http.body import Disconnected
 from appliance.http.explanations import Explanations
 from appliance.http.ingest import Ingest
+from appliance.http.interventions import Interventions
 from appliance.http.meters import NO_ROUTE, RouteMeter
 from appliance.http.openapi import document_of
 from appliance.http.operations import Handler, Operation
@@ -30,6 +32,7 @@ from appliance.http.problems import HttpProblem, problem_of, problem_of_status
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.services import Services
 from appliance.http.submit import Submit
+from appliance.http.tasks import TaskApi
 from appliance.observe.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,9 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Ingest(admission, http).operations(),
         *Explanations(services).operations(),
         *Api(services).operations(),
+        *Interventions(services).operations(),
+        *TaskApi(services).operations(),
+        *Answers(services).operations(),
         *Probes(services.health, services.metrics).operations(),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from appliance.events import PRIORITIES
 from appliance.http.operations import Operation, Parameter
 from appliance.http.problems import KINDS, MEDIA_TYPE, TYPE_PREFIX
 
@@ -51,7 +52,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     }
     if operation.body is not None:
         content = {media_type: {"schema": _reference(operation.body)} for media_type in operation.media_types}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": not operation.body_optional, "content": content}
     return described
 
 
@@ -195,6 +196,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "CloudEvent": _CLOUD_EVENT,
     "CloudEvents": {"oneOf": [_CLOUD_EVENT, _list_of(_CLOUD_EVENT)]},
     "EventAnswer": _object(id=_TEXT, uid=_TEXT, status=_one_of("accepted", "duplicate")),
+    "Cancellation": _object(force=_FLAG),
+    "Rerun": _object(**{"from": _TEXT, "revision": _one_of("same", "current")}),
+    "Settlement": {
+        **_object(**{"as": _one_of("succeeded", "failed", "retry"), "output": _ANY, "error": _TEXT}),
+        "required": ["as"],
+    },
+    "Replay": _object(workflow=_TEXT, priority=_one_of(*PRIORITIES)),
+    "Replays": {
+        **_object(uids={**_list_of(_TEXT), "maxItems": 200}, workflow=_TEXT, priority=_one_of(*PRIORITIES)),
+        "required": ["uids"],
+    },
     "Page": {
         **_object(items=_list_of({"type": "object"}), next_cursor=_MAYBE),
         "required": ["items", "next_cursor"],
@@ -219,6 +231,26 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         fields={"type": ["array", "null"]},
         event={"type": ["object", "null"]},
     ),
+    "Task": _object(
+        id=_TEXT,
+        run_id=_TEXT,
+        step=_TEXT,
+        workflow=_MAYBE,
+        status=_one_of("open", "answered", "expired", "cancelled"),
+        title=_TEXT,
+        description=_MAYBE,
+        assignee=_MAYBE,
+        group=_MAYBE,
+        form={"type": "object"},
+        link=_MAYBE,
+        created_at=_TEXT,
+        due_at=_MAYBE,
+        answer=_ANY,
+        answered_by=_MAYBE,
+        closed_at=_MAYBE,
+    ),
+    "TaskAnswer": {**_object(answer=_ANY, by=_TEXT), "required": ["answer"]},
+    "Assignment": _object(assignee=_MAYBE, group=_MAYBE),
     "Workflow": _WORKFLOW,
     "WorkflowAnswer": _object(id=_NUMBER, name=_TEXT, revision=_NUMBER),
     "Explanation": _object(

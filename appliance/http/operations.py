@@ -30,7 +30,7 @@ class Operation:
     """One method on one path (``/runs/{id}``).
 
     ``body`` and ``answer`` name schemas of the OpenAPI document; ``statuses`` are those of a success, ``media_types``
-    those of the body. ``open`` operations need no API key.
+    those of the body, which may be left out if it is ``body_optional``. ``open`` operations need no API key.
     """
 
     method: Method
@@ -40,6 +40,7 @@ class Operation:
     open: bool = False
     parameters: tuple[Parameter, ...] = ()
     body: str | None = None
+    body_optional: bool = False
     media_types: tuple[str, ...] = ("application/json",)
     answer: str = "Object"
     answer_type: str = "application/json"

@@ -154,25 +154,54 @@ class FakeHistory:
 
 @dataclass
 class FakeControl:
-    calls: list[tuple[str, str, str]] = field(default_factory=list)
+    """``calls`` holds what was asked: (what, of which, by whom), and the options that were given."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
     refusal: Exception | None = None
 
-    def _act(self, verb: str, subject: str, actor: str) -> None:
+    def _act(self, *call: Any, **options: Any) -> None:
         if self.refusal is not None:
             raise self.refusal
-        self.calls.append((verb, subject, actor))
+        given = {name: value for name, value in options.items() if value not in (None, False)}
+        self.calls.append((*call, given) if given else call)
 
-    async def cancel_run(self, run_id: str, actor: str) -> None:
-        self._act("cancel", run_id, actor)
+    async def cancel_run(self, run_id: str, actor: str, *, force: bool = False) -> Any:
+        self._act("cancel", run_id, actor, force=force)
+
+    async def pause_run(self, run_id: str, actor: str) -> Any:
+        self._act("pause", run_id, actor)
+
+    async def resume_run(self, run_id: str, actor: str) -> Any:
+        self._act("resume", run_id, actor)
 
     async def retry_run(self, run_id: str, actor: str) -> Any:
         self._act("retry", run_id, actor)
-        return {"status": "running"}
+        return {"status": "retrying"}
 
-    async def redrive(self, letter_id: str, actor: str) -> None:
+    async def rerun(self, run_id: str, actor: str, *, start: str | None = None, current: bool = False) -> Any:
+        self._act("rerun", run_id, actor, start=start, current=current)
+        return {"run": "new", "revision": 1}
+
+    async def replay(
+        self, uids: Sequence[str], actor: str, *, workflow: str | None = None, priority: str | None = None
+    ) -> Sequence[Mapping[str, Any]]:
+        self._act("replay", list(uids), actor, workflow=workflow, priority=priority)
+        return [{"event": uid, "runs": [{"id": "new", "workflow": "w"}]} for uid in uids]
+
+    async def send_event(self, run_id: str, event: Event, actor: str) -> Any:
+        self._act("event", run_id, actor, event=event)
+        return {"id": event.id, "uid": event.uid, "status": "accepted"}
+
+    async def settle_step(
+        self, run_id: str, key: str, verdict: str, actor: str, *, output: Any = None, error: str | None = None
+    ) -> Any:
+        self._act("settle", run_id, key, verdict, actor, output=output, error=error)
+        return {"step": key, "status": "accepted"}
+
+    async def redrive(self, letter_id: str, actor: str) -> Any:
         self._act("redrive", letter_id, actor)
 
-    async def discard(self, letter_id: str, actor: str) -> None:
+    async def discard(self, letter_id: str, actor: str) -> Any:
         self._act("discard", letter_id, actor)
 
 
