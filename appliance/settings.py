@@ -121,6 +121,10 @@ class IngestSettings(Section):
         description="How long ingest remembers a sender's key (the history: store.retention).",
     )
     max_event_bytes: int = Field(262_144, ge=256, description="Largest event, encoded, in bytes.")
+    durability: Literal["redis", "postgres"] = Field(
+        "redis",
+        description="What stores an event before it counts as accepted; postgres survives the loss of Redis's data.",
+    )
 
 
 class StreamSettings(Section):
@@ -172,6 +176,10 @@ class EngineSettings(Section):
     )
     max_hops: int = Field(16, ge=1, le=1000, description="Longest chain of events that publish each other.")
     max_depth: int = Field(8, ge=1, le=100, description="Deepest nesting of workflows that call each other.")
+    lifecycle_events: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Events about the ends of runs (workflow.completed ...); auto: if a workflow in force takes them.",
+    )
     max_output_bytes: int = Field(262_144, ge=256, description="Largest output of a step, as JSON, in bytes.")
     timer_poll: Duration = Field(
         timedelta(seconds=1), ge=10 * _MS, le=_M, description="Longest time between two looks for due timers."

@@ -50,6 +50,8 @@ class Metrics:
             "ingest_refused", "Events not taken in: overload, rate, unavailable, malformed, too-large.", "reason"
         )
 
+        self.outbox_sent = self._counter("outbox_sent", "Events that the outbox put into a stream later.")
+
     def _stream(self) -> None:
         self.entries_read = self._counter("entries_read", "Entries delivered to this replica.", "priority")
         self.entries_settled = self._counter("entries_settled", "Entries acknowledged, by outcome.", "outcome")
@@ -64,6 +66,9 @@ class Metrics:
         self.groups_recreated = self._counter(
             "groups_recreated", "Consumer groups that had vanished and were made again: Redis lost data."
         )
+        self.recovered = self._counter(
+            "recovered", "What had been lost with Redis's data and was put back to work.", "kind"
+        )
         self.stream_errors = self._counter("stream_errors", "Commands to Redis that failed.")
         self.handler_errors = self._counter("handler_errors", "Unexpected errors while an entry was worked on.")
 
@@ -75,9 +80,13 @@ class Metrics:
         self.actions_abandoned = self._gauge(
             "actions_abandoned", "Actions that still run although their attempt is over: they ignored cancellation."
         )
+        self.chains_cut = self._counter(
+            "chains_cut", "Events about the ends of runs that were not made because of engine.max_hops."
+        )
         self.dead_letters = self._counter("dead_letters", "Dead letters made, by kind.", "kind")
         self.timers_fired = self._counter("timers_fired", "Timers that fell due and were put into a stream.")
         self.timer_delay_seconds = self._histogram("timer_delay_seconds", "How late timers fired.")
+        self.schedules_fired = self._counter("schedules_fired", "Slots of schedules whose event was put into a stream.")
         self.event_seconds = self._tally(
             "event_seconds", "Time from an event's entry into the stream to its acknowledgement."
         )
