@@ -16,6 +16,7 @@ from appliance.engine.actions import ActionRunner
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
 from appliance.engine.executor import Executor
+from appliance.engine.schedules import Ticker
 from appliance.engine.tasks import Tasks
 from appliance.engine.timers import Timers
 from appliance.links import Links
@@ -80,6 +81,7 @@ class Replica:
         )
         self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
+        self.ticker = Ticker(pool, self.producer, self.catalog, engine.timer_poll.total_seconds())
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
         self.control = Control(pool, self.runs, self.catalog, self.timers.expect)

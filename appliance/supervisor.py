@@ -235,6 +235,7 @@ class Supervisor:
             self.watch(replica.consumer.read_forever(), "reader"),
             self.watch(replica.reclaimer.run_forever(), "reclaimer"),
             self.watch(replica.timers.run_forever(), "timers"),
+            self.watch(replica.ticker.run_forever(), "schedules"),
         ]
         side = [
             self.watch(replica.catalog.run(), "catalog"),
@@ -267,6 +268,7 @@ class Supervisor:
         grace = self.settings.engine.grace
         self.notifier.stopping(grace.total_seconds() + 10.0)
         replica.timers.stop()
+        replica.ticker.stop()
         await asyncio.gather(replica.consumer.stop(grace.total_seconds()), server.stop(grace))
         await replica.producer.drain()
         await asyncio.wait(loops, timeout=5.0)
