@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from appliance.engine.changes import CANCEL
 from appliance.engine.interventions import Intervention, Standing, described, intervention, undisturbed
 from appliance.engine.state import CANCELLED, PAUSED, step_of
 from appliance.errors import Conflict
 from appliance.store.pool import Pool
 
-CANCEL = "cancel"
-"""``runs.asked``: end, after compensations."""
 _DEPTH = 32
 """Levels of called runs that are cancelled in one transaction; those below are asked to end."""
 

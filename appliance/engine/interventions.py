@@ -40,7 +40,7 @@ class Definitions(Protocol):
         """A revision by its id; NotFound, DefinitionError."""
         ...
 
-    def get(self, name: str) -> Revision:
+    def current(self, name: str) -> Revision:
         """The latest revision of a workflow; NotFound."""
         ...
 

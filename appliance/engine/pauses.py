@@ -6,14 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from appliance.engine.cancellations import CANCEL
+from appliance.engine.changes import CANCEL, PAUSE
 from appliance.engine.interventions import Intervention, Standing, described, intervention
 from appliance.engine.state import PAUSED
 from appliance.errors import Conflict
 from appliance.store.pool import Pool
-
-PAUSE = "pause"
-"""``runs.asked``: park after the attempts that are under way, and go no further."""
 
 
 class Pauses:

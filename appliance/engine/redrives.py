@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from appliance.engine.changes import RETRY
 from appliance.engine.interventions import (
     Definitions,
     Intervention,
@@ -25,8 +26,6 @@ from appliance.identifiers import is_uuid
 from appliance.store.pool import Pool
 from appliance.store.runs import Letter, Runs
 
-RETRY = "retry"
-"""``runs.asked``: try the step at which it failed again, with all its attempts."""
 _OPEN_STATE = ("by", "at", "first_at", "blocks", "place")
 """What is kept of the state of a run that is tried again: not how it was about to end."""
 _WORK = '["d29yaw==",'

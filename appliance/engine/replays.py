@@ -55,7 +55,7 @@ class Replays:
         ]
 
     def _named(self, name: str) -> Revision:
-        revision = self._definitions.get(name)
+        revision = self._definitions.current(name)
         if not revision.workflow.enabled:
             raise Conflict(f"the workflow {name!r} is disabled")
         return revision

@@ -44,7 +44,7 @@ class Reruns:
         """
         seen = await look(self._pool, run_id)
         if current:
-            revision = self._definitions.get(seen.workflow)
+            revision = self._definitions.current(seen.workflow)
         else:
             revision = await revision_of(self._definitions, seen)
         first = _first(revision.workflow, start)

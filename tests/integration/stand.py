@@ -78,7 +78,7 @@ class Catalog:
             raise self.broken
         return self.revisions[revision_id]
 
-    def get(self, name: str) -> Revision:
+    def current(self, name: str) -> Revision:
         found = [revision for revision in self.revisions.values() if revision.workflow.name == name]
         if not found:
             raise NotFound(f"there is no workflow {name!r}")
