@@ -22,6 +22,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.events import dumps
+from appliance.workflows.inputs import InputRefused
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:appliance:problem:"
@@ -32,6 +33,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "not-utf8": (400, "The text is not UTF-8"),
     "bad-form": (400, "The form can't be decoded"),
     "unauthorized": (401, "An API key is needed"),
+    "origin": (403, "The request comes from another site"),
     "not-found": (404, "There is no such thing"),
     "method-not-allowed": (405, "The method does not work here"),
     "timeout": (408, "The request took too long to arrive"),
@@ -48,6 +50,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "file-upload": (422, "Files are not accepted"),
     "redirect": (422, "The redirect is not allowed"),
     "parameter": (422, "A query parameter is wrong"),
+    "input": (422, "What was handed in does not fit its schema"),
     "definition": (422, "The workflow definition is wrong"),
     "malformed": (422, "The input can't be understood"),
     "rate-limit": (429, "Too many requests"),
@@ -141,6 +144,9 @@ def problem_of(error: ApplianceError) -> HttpProblem:
     if isinstance(error, ConfigurationError):
         problems = [_definition_problem(problem) for problem in error.problems]
         return HttpProblem("definition", str(error), {"problems": problems})
+    if isinstance(error, InputRefused):
+        errors = [{"path": m._replace(path=(error.what, *m.path)).place, "detail": m.expected} for m in error.mistakes]
+        return HttpProblem("input", str(error), {"errors": errors})
     if isinstance(error, NotFound):
         return HttpProblem("not-found", str(error))
     if isinstance(error, Conflict):

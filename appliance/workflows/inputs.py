@@ -197,8 +197,8 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
     "maxProperties": lambda value: f"expected at most {value} members",
     "format": lambda value: f"expected {_FORMAT_WORDS.get(value, value)}",
     "pattern": lambda value: f"expected a text that matches {value:.200}",
-    "anyOf": lambda value: "fits none of the alternatives of the schema",
-    "oneOf": lambda value: "expected exactly one of the schema's alternatives to fit",
+    "anyOf": lambda value: _alternative(value, "fits none of the alternatives of the schema"),
+    "oneOf": lambda value: _alternative(value, "expected exactly one of the schema's alternatives to fit"),
     "not": lambda value: "is what the schema excludes",
     "None": lambda value: "expected nothing here",  # the schema `false`
     "dependentRequired": lambda value: "lacks what the schema wants beside the others",
@@ -218,6 +218,13 @@ def expected_by(error: ValidationError) -> str:
     """What the keyword that an error is of expects, in plain words."""
     words = _WORDS.get(str(error.validator))
     return words(error.validator_value) if words is not None else f"{error.message:.200}"
+
+
+def _alternative(schemas: list[Any], otherwise: str) -> str:
+    """The constants of a list of choices; other words for schemas that are more than that."""
+    if all(isinstance(schema, dict) and "const" in schema for schema in schemas):
+        return _one_of("expected", [schema["const"] for schema in schemas])
+    return otherwise
 
 
 def _listed(value: Any) -> list[Any]:

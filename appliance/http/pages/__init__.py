@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections.abc import Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -11,17 +13,19 @@ from importlib.resources import files
 from appliance.http.problems import HttpProblem
 from appliance.http.reply import RawHeaders, Reply
 
+_PLACE = re.compile(r"{{(\w+)}}")
+
 
 def index_page() -> Reply:
     """``GET /``: what this is, a working sample form, and where to look next."""
-    return Reply(200, _filled("index.html", {}), _headers())
+    return Reply(200, filled("index.html", {}), page_headers())
 
 
 def message_page(status: int, title: str, text: str, reference: str | None = None) -> Reply:
     """A short answer to a form: ``title`` and ``text`` are plain text, ``reference`` an id to quote."""
     line = f"<p class=reference>Reference <code>{escape(reference)}</code></p>" if reference else ""
     values = {"title": escape(title), "text": escape(text), "reference": line}
-    return Reply(status, _filled("message.html", values), _headers())
+    return Reply(status, filled("message.html", values), page_headers())
 
 
 def problem_page(problem: HttpProblem) -> Reply:
@@ -31,15 +35,19 @@ def problem_page(problem: HttpProblem) -> Reply:
     return Reply(problem.status, page.body, (*page.headers, *own))
 
 
-def _filled(name: str, values: dict[str, str]) -> bytes:
-    text = _file(name).replace("{{style}}", _file("style.css"))
-    for place, value in values.items():
-        text = text.replace("{{" + place + "}}", value)
-    return text.encode()
+def filled(name: str, values: Mapping[str, str]) -> bytes:
+    """A page of this folder with its ``{{places}}`` filled in: HTML, in which what others wrote is escaped."""
+    everything = {"style": _file("style.css"), **values}
+    # In one pass: what is filled in may itself look like a place.
+    return _PLACE.sub(lambda match: everything[match[1]], _file(name)).encode("utf-8", "replace")
 
 
 @cache
-def _headers() -> RawHeaders:
+def page_headers(referrer: str = "no-referrer") -> RawHeaders:
+    """The headers of every page: nothing from elsewhere, no scripts, no framing.
+
+    ``referrer``: a form on a page without referrer is sent without its origin; ``same-origin`` lets it be checked.
+    """
     digest = base64.b64encode(hashlib.sha256(_file("style.css").encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; form-action 'self'; "
@@ -49,7 +57,7 @@ def _headers() -> RawHeaders:
         (b"content-type", b"text/html; charset=utf-8"),
         (b"content-security-policy", policy.encode()),
         (b"cache-control", b"no-store"),
-        (b"referrer-policy", b"no-referrer"),
+        (b"referrer-policy", referrer.encode()),
         (b"x-content-type-options", b"nosniff"),
     )
 

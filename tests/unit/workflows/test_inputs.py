@@ -20,6 +20,7 @@ FORM: dict[str, Any] = {
         "lines": {"type": "array", "items": {"$ref": "#/$defs/line"}, "uniqueItems": True},
         "colour": {"enum": ["red", "blue", 3]},
         "code": {"type": "string", "pattern": "^[A-Z]{2}$"},
+        "size": {"oneOf": [{"const": "S", "title": "Small"}, {"const": "M"}]},
         "day": {"type": "string", "format": "date"},
         "mail": {"type": "string", "format": "email"},
     },
@@ -45,7 +46,8 @@ def said(schema: Any, data: Any) -> list[str]:
         ({"code": "de"}, ["code: expected a text that matches ^[A-Z]{2}$"]),
         ({"day": "tomorrow"}, ["day: expected a date such as 2030-01-31"]),
         ({"mail": "nobody"}, ["mail: expected an e-mail address"]),
-        ({"rest": 1}, ["rest: unknown; expected one of reply, lines, colour, code, day, mail"]),
+        ({"size": "L"}, ["size: expected one of S, M"]),
+        ({"rest": 1}, ["rest: unknown; expected one of reply, lines, colour, code, size, day, mail"]),
     ],
 )
 def test_each_mistake_names_its_path_and_what_was_expected(change: dict[str, Any], expected: list[str]) -> None:
