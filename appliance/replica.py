@@ -16,17 +16,23 @@ from appliance.engine.actions import ActionRunner
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
 from appliance.engine.executor import Executor
+from appliance.engine.intake import Intake
+from appliance.engine.outbox import OutboxLoop
+from appliance.engine.recovery import Recovery, Surroundings
 from appliance.engine.schedules import Ticker
 from appliance.engine.tasks import Tasks
 from appliance.engine.timers import Timers
+from appliance.engine.timetable import Timetable
 from appliance.links import Links
 from appliance.registry import Registry
 from appliance.resources import Resources
 from appliance.settings import Settings
 from appliance.store.definitions import DefinitionStore
 from appliance.store.history import History
+from appliance.store.outbox import Outbox
 from appliance.store.pool import Pool, open_connection
 from appliance.store.recorder import Recorder
+from appliance.store.recovery import RecoveryStore
 from appliance.store.runs import Runs
 from appliance.stream import client as stream_client
 from appliance.stream.consumer import Consumer
@@ -35,6 +41,7 @@ from appliance.stream.inspection import eviction_policy
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
 from appliance.stream.ledger import Ledger
+from appliance.stream.presence import Presence
 from appliance.stream.producer import Producer
 from appliance.stream.reclaim import Reclaimer
 
@@ -72,6 +79,11 @@ class Replica:
         self.reader = stream_client.reader(redis_url, stream)
         self.producer = Producer(self.commander, self.keys, settings.ingest)
         self.pool = pool
+        self.outbox_table = Outbox(pool, lambda: open_connection(database_url, settings.store))
+        self.outbox = OutboxLoop(self.outbox_table, self.producer, engine.timer_poll.total_seconds())
+        self.intake: Intake | Producer = self.producer
+        if settings.ingest.durability == "postgres":
+            self.intake = Intake(self.outbox_table, self.outbox, self.producer, settings.ingest)
         self.runs = Runs(pool)
         self.history = History(pool)
         self.recorder = Recorder(
@@ -82,6 +94,7 @@ class Replica:
         self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
         self.ticker = Ticker(pool, self.producer, self.catalog, engine.timer_poll.total_seconds())
+        self.timetable = Timetable(pool, self.catalog)
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
         self.control = Control(pool, self.runs, self.catalog, self.timers.expect)
@@ -90,7 +103,7 @@ class Replica:
             resources,
             http=http,
             settings=engine,
-            publisher=self.producer.publish,
+            publisher=self.intake.publish,
             secrets=self.secrets,
         )
         self.leases = Leases(
@@ -125,6 +138,17 @@ class Replica:
         )
         self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
         self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)
+        self.presence = Presence(self.commander, self.keys, stream.group, self.consumer_name)
+        around = Surroundings(self._before_a_sweep, self._signs_of_loss, self.leases.__contains__, self.timers.expect)
+        self.recovery = Recovery(RecoveryStore(pool), self.presence, self.producer, around)
+
+    async def _before_a_sweep(self) -> None:
+        await self.consumer.found()
+        await self.outbox.settle(0.0)
+        await self.bookkeeper.complete()
+
+    async def _signs_of_loss(self) -> object:
+        return await self.bookkeeper.signs(), await self.presence.server()
 
     async def eviction_policy(self) -> str:
         """What Redis does when its memory is full; raises StreamUnavailable."""
@@ -134,3 +158,4 @@ class Replica:
         """Close the connections to Redis."""
         await self.reader.aclose()
         await self.commander.aclose()
+        await self.outbox_table.close()

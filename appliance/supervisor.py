@@ -169,12 +169,13 @@ class Supervisor:
         monitor = self._monitor(replica)
         services = Services(
             settings=settings,
-            producer=replica.producer,
+            producer=replica.intake,
             catalog=replica.catalog,
             history=replica.history,
             control=replica.control,
             tasks=replica.tasks,
             links=replica.links,
+            schedules=replica.timetable,
             registry=registry,
             ledger=replica.bookkeeper.ledger,
             health=monitor.health,
@@ -235,6 +236,8 @@ class Supervisor:
             self.watch(replica.consumer.read_forever(), "reader"),
             self.watch(replica.reclaimer.run_forever(), "reclaimer"),
             self.watch(replica.timers.run_forever(), "timers"),
+            self.watch(replica.outbox.run_forever(), "outbox"),
+            self.watch(replica.recovery.run_forever(), "recovery"),
             self.watch(replica.ticker.run_forever(), "schedules"),
         ]
         side = [
@@ -268,9 +271,11 @@ class Supervisor:
         grace = self.settings.engine.grace
         self.notifier.stopping(grace.total_seconds() + 10.0)
         replica.timers.stop()
+        replica.recovery.stop()
         replica.ticker.stop()
         await asyncio.gather(replica.consumer.stop(grace.total_seconds()), server.stop(grace))
-        await replica.producer.drain()
+        await replica.intake.drain()
+        replica.outbox.stop()
         await asyncio.wait(loops, timeout=5.0)
         for task in side:
             task.cancel()

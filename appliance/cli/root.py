@@ -21,6 +21,7 @@ COMMANDS = {
     "publish": "appliance.cli.ingest:publish",
     "events": "appliance.cli.events:events",
     "runs": "appliance.cli.runs:runs",
+    "schedules": "appliance.cli.schedules:schedules",
     "dlq": "appliance.cli.dead_letters:dlq",
     "explain": "appliance.cli.explain:explain",
     "ledger": "appliance.cli.ledger:ledger",

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from appliance.catalog import Catalog
 from appliance.errors import Malformed, Unavailable
@@ -22,7 +22,6 @@ from appliance.identifiers import key_uuid
 from appliance.observe.metrics import METRICS
 from appliance.store.pool import Pool, checked_out
 from appliance.store.queries import named
-from appliance.stream.producer import Producer
 from appliance.workflows.revision import Revision, Workflow
 from appliance.workflows.schedules import GRACE, Schedule
 
@@ -36,6 +35,13 @@ _LATER = timedelta(days=3650)
 _SQL = named("schedules")
 
 log = logging.getLogger(__name__)
+
+
+class Submitter(Protocol):
+    """What takes events in: the producer, or whatever stands before it."""
+
+    async def submit(self, event: Event, priority: str = "normal") -> object:
+        """Take an event in; raises Unavailable, and Malformed for one that is too large."""
 
 
 class _Row(NamedTuple):
@@ -53,7 +59,7 @@ class Ticker:
     def __init__(
         self,
         pool: Pool,
-        producer: Producer,
+        producer: Submitter,
         catalog: Catalog,
         poll_s: float,
         clock: Callable[[], float] = time.time,

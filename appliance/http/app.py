@@ -30,6 +30,7 @@ from appliance.http.pages import index_page
 from appliance.http.probes import Probes
 from appliance.http.problems import HttpProblem, problem_of, problem_of_status
 from appliance.http.reply import Reply, json_reply, problem_reply
+from appliance.http.schedules import ScheduleApi
 from appliance.http.services import Services
 from appliance.http.submit import Submit
 from appliance.http.tasks import TaskApi
@@ -106,6 +107,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Ingest(admission, http).operations(),
         *Explanations(services).operations(),
         *Api(services).operations(),
+        *ScheduleApi(services).operations(),
         *Interventions(services).operations(),
         *TaskApi(services).operations(),
         *Answers(services).operations(),

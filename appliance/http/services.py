@@ -108,6 +108,14 @@ class PeoplesTasks(Protocol):
     async def assign(self, task_id: str, changes: Mapping[str, str | None], actor: str = "api") -> dict[str, Any]: ...
 
 
+class Timetables(Protocol):
+    """When workflows start by themselves; raises Malformed for a cursor that no page gave."""
+
+    async def list_schedules(
+        self, workflow: str | None = None, *, preview: int = 0, cursor: str | None = None, limit: int = 50
+    ) -> Page: ...
+
+
 class Actions(Protocol):
     """The registry: the actions that are there, and the plugins that failed to load (name -> reason)."""
 
@@ -148,6 +156,7 @@ class Services:
     control: Controls
     tasks: PeoplesTasks
     links: Links
+    schedules: Timetables
     registry: Actions
     ledger: Callable[[], Awaitable[Mapping[str, Any]]]
     health: Callable[[], Health]

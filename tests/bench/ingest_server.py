@@ -73,6 +73,7 @@ def ours(redis_url: str) -> Any:
             control=missing,
             tasks=missing,
             links=missing,
+            schedules=missing,
             registry=missing,
             ledger=ledger,
             health=lambda: Health(started=True),

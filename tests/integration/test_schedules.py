@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from appliance.catalog import Catalog
 from appliance.engine.schedules import Ticker
-from appliance.errors import Overloaded, StoreUnavailable
+from appliance.engine.timetable import Timetable
+from appliance.errors import Malformed, Overloaded, StoreUnavailable
 from appliance.events import Event, decode_entry
 from appliance.rules.matcher import Matcher, Rule
 from appliance.settings import IngestSettings, Settings, StoreSettings, StreamSettings
@@ -380,3 +381,36 @@ async def test_a_loop_survives_servers_that_are_away(stand: Stand, caplog: pytes
     ticker.stop()
     await asyncio.wait_for(loop, 5)
     assert caplog.text.count("schedules wait: full") == 3
+
+
+async def test_the_timetable_lists_what_is_kept(stand: Stand) -> None:
+    noon = parse_schedule("30 13 * * *", "Europe/Berlin", "all", 3)
+    await stand.catalog.write("b", noon, EVERY_15)
+    await stand.catalog.write("a", EVERY_15)
+    await stand.catalog.write("none")
+    timetable = Timetable(stand.pool, stand.catalog, lambda: stand.now.timestamp())
+    (fresh, *_) = (await timetable.list_schedules()).items
+    assert (fresh["workflow"], fresh["next_at"], fresh["last_slot"], fresh["upcoming"]) == ("a", None, None, [])
+    await stand.turn()
+    await stand.go(NOON + 31 * MINUTE)
+    page = await timetable.list_schedules(limit=2, preview=2)
+    assert [(item["workflow"], item["position"]) for item in page.items] == [("a", 0), ("b", 0)]
+    assert page.items[1] == {
+        "workflow": "b",
+        "position": 0,
+        "schedule": "30 13 * * *",
+        "timezone": "Europe/Berlin",
+        "misfire": "all",
+        "misfire_limit": 3,
+        "next_at": "2026-11-22T12:30:00.000Z",
+        "last_slot": "2026-11-21T12:30:00.000Z",
+        "upcoming": ["2026-11-22T13:30:00+01:00", "2026-11-23T13:30:00+01:00"],
+    }
+    rest = await timetable.list_schedules(limit=2, cursor=page.next_cursor)
+    assert [(item["workflow"], item["position"]) for item in rest.items] == [("b", 1)]
+    assert rest.next_cursor is None
+    assert len((await timetable.list_schedules("b")).items) == 2
+    assert (await timetable.list_schedules("none")).items == []
+    for wrong in ("b", "b/", "b/x", "b/-1"):
+        with pytest.raises(Malformed, match="cursor"):
+            await timetable.list_schedules(cursor=wrong)

@@ -48,3 +48,6 @@ WHERE s.workflow_id = u.workflow_id AND s.position = u.position AND s.next_at < 
 
 -- name: next_schedule
 SELECT extract(epoch FROM min(next_at))::float8 FROM schedules
+
+-- name: list_schedules
+SELECT workflow_id, position, digest, next_at, last_slot FROM schedules WHERE workflow_id = ANY(%b::int4[])

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from appliance.cli import root
 from appliance.cli.client import Answer, Client
 from appliance.cli.exits import Exit
 from appliance.errors import (
@@ -21,47 +18,7 @@ from appliance.errors import (
     Overloaded,
     Problem,
 )
-
-
-@dataclass
-class Server:
-    """Stands in for the process: answers in turn, and remembers what it was asked."""
-
-    answers: list[Answer] = field(default_factory=list)
-    asked: list[tuple[str, str, Any]] = field(default_factory=list)
-    headers: list[Mapping[str, str]] = field(default_factory=list)
-
-    def ask(
-        self, client: Client, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        self.asked.append((method, path, body))
-        self.headers.append(headers or {})
-        return self.answers.pop(0)
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    double = Server()
-    monkeypatch.setattr(
-        Client,
-        "ask",
-        lambda client, method, path, body=None, headers=None: double.ask(client, method, path, body, headers),
-    )
-    return double
-
-
-Invoke = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def invoke(capsys: pytest.CaptureFixture[str]) -> Invoke:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = root.main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
+from tests.unit.cli.double import Invoke, Server
 
 RUN = {"id": "r1", "workflow": "contact", "revision": 2, "event_id": "e1", "status": "succeeded"}
 
@@ -296,3 +253,16 @@ def test_ctrl_c_is_not_an_error_message(monkeypatch: pytest.MonkeyPatch, invoke:
 
     monkeypatch.setattr(Client, "ask", interrupt)
     assert invoke("ledger") == (Exit.INTERRUPTED, "", "\n")  # click ends the line that shows ^C
+
+
+def test_schedules_are_shown_with_what_is_to_come(server: Server, invoke: Invoke) -> None:
+    schedule = {"workflow": "digest", "schedule": "0 9 * * 1", "timezone": "Europe/Berlin", "misfire": "once"}
+    slots = ["2026-11-23T09:00:00+01:00", "2026-11-30T09:00:00+01:00"]
+    item = {**schedule, "next_at": "2026-11-23T08:00:00.000Z", "last_slot": None, "upcoming": slots}
+    server.answers = [Answer(200, {"items": [item], "next_cursor": None})] * 2
+    code, out, _ = invoke("schedules", "--workflow", "digest", "--preview", "2")
+    assert (code, server.asked[0][1]) == (0, "/api/v1/schedules?limit=20&workflow=digest&preview=2")
+    assert out.splitlines()[0].split("  ")[0] == "WORKFLOW"
+    assert out.splitlines()[2:] == ["", "digest: 0 9 * * 1 (Europe/Berlin)", *(f"  {slot}" for slot in slots)]
+    assert json.loads(invoke("schedules", "--json")[1])["items"] == [item]
+    assert server.asked[1][1] == "/api/v1/schedules?limit=20"

@@ -240,6 +240,17 @@ class FakeTasks:
 
 
 @dataclass
+class FakeTimetable:
+    """One schedule; ``calls`` holds what was asked."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    async def list_schedules(self, workflow: str | None = None, **more: Any) -> Page:
+        self.calls.append((workflow, more))
+        return Page([{"workflow": "digest", "schedule": "0 9 * * 1"}], "digest/0")
+
+
+@dataclass
 class FakeRegistry:
     broken: Mapping[str, str] = field(default_factory=lambda: {"fax": "ImportError: no fax"})
 
@@ -257,6 +268,7 @@ class Fakes:
     control: FakeControl = field(default_factory=FakeControl)
     tasks: FakeTasks = field(default_factory=FakeTasks)
     links: Links = field(default_factory=lambda: Links("k" * 32, "http://appliance"))
+    schedules: FakeTimetable = field(default_factory=FakeTimetable)
     health: Health = field(default_factory=lambda: Health(started=True, details={"redis": "ok"}))
 
     def services(self, settings: Settings | None = None) -> Services:
@@ -274,6 +286,7 @@ class Fakes:
             control=self.control,
             tasks=self.tasks,
             links=self.links,
+            schedules=self.schedules,
             registry=FakeRegistry(),
             ledger=ledger,
             health=lambda: self.health,
