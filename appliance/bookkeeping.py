@@ -2,19 +2,22 @@
 
 When Redis loses its data, its counters begin again at zero. What they said is saved every second while they change, so
 the entries that were accepted and not yet settled when it happened show up as a difference, instead of vanishing.
+What happened after they were saved for the last time is taken from the history, as far as it stands there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from appliance.errors import StoreUnavailable, StreamUnavailable
-from appliance.events import PRIORITIES
+from appliance.events import PRIORITIES, dumps
 from appliance.observe.metrics import METRICS
-from appliance.store.pool import Pool, checked_out
+from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
 from appliance.stream.ledger import Account, Ledger
 
@@ -30,7 +33,7 @@ class Bookkeeper:
     def __init__(self, ledger: Ledger, pool: Pool) -> None:
         self._ledger = ledger
         self._pool = pool
-        self._saved: list[Account] = []
+        self._saved: list[tuple[Account, str]] = []
         self._closed = Account()
 
     async def ledger(self) -> dict[str, Any]:
@@ -39,6 +42,9 @@ class Bookkeeper:
         Raises StreamUnavailable. While PostgreSQL is away, former lives are as they were known last.
         """
         accounts = await self._ledger.accounts()
+        with contextlib.suppress(StoreUnavailable):
+            async with checked_out(self._pool) as connection:
+                self._closed = await _former(connection)
         total = sum(accounts, self._closed)
         return {
             **total.as_dict(),
@@ -62,17 +68,39 @@ class Bookkeeper:
             METRICS.backlog.labels(priority).set(account.in_flight)
             age_s = time.time() - account.oldest_ms / 1000 if account.oldest_ms is not None else 0.0
             METRICS.lag.labels(priority).set(max(0.0, age_s))
-        known = [account for account in accounts if account.epoch]
+        known = [(account, priority) for priority, account in zip(PRIORITIES, accounts, strict=True) if account.epoch]
         if known == self._saved:
             return
-        columns = [
-            [getattr(account, name) for account in known]
-            for name in ("epoch", "accepted", "handled", "unmatched", "duplicate", "dead", "in_flight")
-        ]
         async with checked_out(self._pool) as connection:
-            await connection.execute(SQL["save"], columns)
-            await connection.execute(SQL["close"], [columns[0]])
-            cursor = await connection.execute(SQL["closed"])
-            rows: list[Any] = await cursor.fetchall()
-        self._closed = Account(*rows[0])
+            await connection.execute(SQL["save"], _columns(known))
+            cursor = await connection.execute(SQL["close"], [[account.epoch for account, _ in known]])
+            if cursor.rowcount:
+                await connection.execute(SQL["complete"])
+            self._closed = await _former(connection)
         self._saved = known
+
+    async def complete(self) -> None:
+        """Save, and add to lives that ended lately what the history has learnt of them since."""
+        await self.save()
+        async with checked_out(self._pool) as connection:
+            await connection.execute(SQL["complete"])
+
+    async def signs(self) -> object:
+        """What changes when entries vanish: the names of the streams' lives, and what is not accounted for."""
+        return [(account.epoch, account.difference) for account in await self._ledger.accounts()]
+
+
+def _columns(known: Sequence[tuple[Account, str]]) -> list[Any]:
+    names = ("epoch", "accepted", "handled", "unmatched", "duplicate", "dead", "in_flight")
+    return [
+        *([getattr(account, name) for account, _ in known] for name in names),
+        [priority for _, priority in known],
+        [account.first_id for account, _ in known],
+        [account.last_id for account, _ in known],
+        [dumps(dict(account.recent)).decode() for account, _ in known],
+    ]
+
+
+async def _former(connection: Connection) -> Account:
+    rows: list[Any] = await (await connection.execute(SQL["closed"])).fetchall()
+    return Account(*rows[0])

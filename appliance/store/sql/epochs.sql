@@ -1,21 +1,65 @@
 -- The ledger's counters as last seen in Redis, per life of a stream.
 
 -- name: save
--- A replica that was slow may have closed the present epoch, or opens a former one: who saves next puts it right.
-INSERT INTO ledger_epochs (epoch, accepted, handled, unmatched, duplicate, dead, in_flight, seen_at)
-SELECT epoch, accepted, handled, unmatched, duplicate, dead, in_flight, now()
-FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[])
-     AS u (epoch, accepted, handled, unmatched, duplicate, dead, in_flight)
+-- A replica that was slow may have closed the present epoch, or opens a former one: who saves next puts it right. What
+-- it read before somebody else did is not written.
+INSERT INTO ledger_epochs (epoch, accepted, handled, unmatched, duplicate, dead, in_flight, stream, first_id, last_id,
+                           recent, seen_at)
+SELECT epoch, accepted, handled, unmatched, duplicate, dead, in_flight, stream, first_id, last_id, recent::json, now()
+FROM unnest(%b::text[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::int8[], %b::text[], %b::text[],
+            %b::text[], %b::text[])
+     AS u (epoch, accepted, handled, unmatched, duplicate, dead, in_flight, stream, first_id, last_id, recent)
 ON CONFLICT (epoch) DO UPDATE
-SET accepted = greatest(ledger_epochs.accepted, EXCLUDED.accepted), handled = EXCLUDED.handled,
-    unmatched = EXCLUDED.unmatched, duplicate = EXCLUDED.duplicate, dead = EXCLUDED.dead,
-    in_flight = EXCLUDED.in_flight, closed = false, seen_at = now()
+SET accepted = EXCLUDED.accepted, handled = EXCLUDED.handled, unmatched = EXCLUDED.unmatched,
+    duplicate = EXCLUDED.duplicate, dead = EXCLUDED.dead, in_flight = EXCLUDED.in_flight, stream = EXCLUDED.stream,
+    first_id = EXCLUDED.first_id, last_id = EXCLUDED.last_id, recent = EXCLUDED.recent, closed = false,
+    late_accepted = 0, late_settled = 0, seen_at = now()
+WHERE EXCLUDED.accepted >= ledger_epochs.accepted
 
 -- name: close
 -- What was in flight when an epoch ended is not accounted for any more.
-UPDATE ledger_epochs SET closed = true, in_flight = 0 WHERE NOT closed AND epoch <> ALL(%b::text[])
+UPDATE ledger_epochs SET closed = true, in_flight = 0, closed_at = now() WHERE NOT closed AND epoch <> ALL(%b::text[])
+
+-- name: complete
+-- What the history knows of lives that ended within the last hour, and the counters do not: entries that were added after
+-- these were read for the last time, and entries that were settled after that, or whose handling went on when the stream
+-- was gone. Of the minutes that the counters do not call settled all that stands recorded is counted anew.
+WITH lives AS (
+    SELECT epoch, stream, string_to_array(last_id, '-')::numeric[] AS last,
+           (SELECT min(key::bigint) FROM json_each_text(recent)) AS kept,
+           (SELECT sum(value::bigint) FROM json_each_text(recent)) AS counted,
+           (SELECT min(string_to_array(later.first_id, '-')::numeric[]) FROM ledger_epochs later
+            WHERE later.stream = ended.stream
+              AND string_to_array(later.first_id, '-')::numeric[] > string_to_array(ended.last_id, '-')::numeric[]) AS next
+    FROM ledger_epochs ended
+    WHERE closed AND closed_at > now() - interval '1 hour' AND last_id IS NOT NULL AND first_id IS NOT NULL
+), bounds AS (
+    SELECT *, (lpad(to_hex(greatest(0, kept * 60000 - 600000)), 12, '0') || repeat('0', 20))::uuid AS low,
+           (lpad(to_hex(coalesce(next[1]::bigint + 60000, 281474976710655)), 12, '0') || repeat('0', 20))::uuid AS high
+    FROM lives
+), recorded AS (
+    SELECT b.epoch, count(*) FILTER (WHERE e.at > b.last) AS added, count(*) FILTER (WHERE e.settled) AS settled
+    FROM bounds b, LATERAL (
+        SELECT string_to_array(entry_id, '-')::numeric[] AS at, outcome IS NOT NULL AS settled
+        FROM events WHERE uid >= b.low AND uid < b.high AND stream = b.stream AND entry_id IS NOT NULL
+        UNION ALL
+        SELECT string_to_array(entry_id, '-')::numeric[], true
+        FROM duplicates WHERE uid >= b.low AND uid < b.high AND stream = b.stream
+        UNION ALL
+        SELECT string_to_array(entry_id, '-')::numeric[], true
+        FROM dead_letters
+        WHERE id >= b.low AND id < b.high AND stream = b.stream AND kind = 'entry' AND event_uid IS NULL
+    ) AS e
+    WHERE e.at >= ARRAY[b.kept * 60000, 0]::numeric[] AND (b.next IS NULL OR e.at < b.next)
+    GROUP BY b.epoch
+)
+UPDATE ledger_epochs
+SET late_accepted = coalesce(recorded.added, 0),
+    late_settled = greatest(0, coalesce(recorded.settled, 0) - bounds.counted)
+FROM bounds LEFT JOIN recorded USING (epoch)
+WHERE ledger_epochs.epoch = bounds.epoch
 
 -- name: closed
-SELECT coalesce(sum(accepted), 0)::int8, coalesce(sum(handled), 0)::int8, coalesce(sum(unmatched), 0)::int8,
-       coalesce(sum(duplicate), 0)::int8, coalesce(sum(dead), 0)::int8
+SELECT coalesce(sum(accepted + late_accepted), 0)::int8, coalesce(sum(handled + late_settled), 0)::int8,
+       coalesce(sum(unmatched), 0)::int8, coalesce(sum(duplicate), 0)::int8, coalesce(sum(dead), 0)::int8
 FROM ledger_epochs WHERE closed

@@ -1,0 +1,191 @@
+"""What ought to be in a stream or among the timers, page by page, and the statements that put it back.
+
+Everything raises StoreUnavailable when PostgreSQL is away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from appliance.events import Event, format_time, loads
+from appliance.identifiers import milliseconds_of, range_start
+from appliance.store.columns import FloatColumn, TextColumn, register
+from appliance.store.outbox import Fields, unpacked
+from appliance.store.pool import Connection, Pool, checked_out
+from appliance.store.queries import named
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+STATUSES = ("running", "retrying", "waiting")
+SQL = named("recovery")
+_SUSPECTS = {status: SQL["suspects"].replace(b"{status}", status.encode()) for status in STATUSES}
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a walk has come: ordered by a time and a UUID, or by the UUID alone."""
+
+    at: Any = _EPOCH
+    uid: str = range_start(0)
+
+
+class Placed(NamedTuple):
+    """Something that has an entry: an event, or a row of the outbox."""
+
+    uid: str
+    priority: str
+    entry_id: str
+
+
+class Suspect(NamedTuple):
+    """A run that an entry holds, or a parked one without a timer: then ``due_at`` says when it has something to do."""
+
+    id: str
+    version: int
+    holder: str
+    due_at: float | None
+
+
+class Lost(NamedTuple):
+    """What is to be put into a stream again."""
+
+    uid: str
+    priority: str
+    entry_id: str
+    fields: Fields
+
+
+class Life(NamedTuple):
+    """One life of a stream."""
+
+    stream: str
+    first_id: str
+    last_id: str | None
+    closed: bool
+
+
+class RecoveryStore:
+    """Statements over the pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @contextlib.asynccontextmanager
+    async def alone(self, *, wait: bool) -> AsyncIterator[bool]:
+        """Whether this is the only replica that sweeps, until the block ends."""
+        async with checked_out(self._pool) as connection:
+            row: Any = await (await connection.execute(SQL["wait_for_lock" if wait else "lock"])).fetchone()
+            yield wait or bool(row[0])
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction that is committed at the end of the block."""
+        async with checked_out(self._pool) as connection:
+            register(connection)
+            yield connection
+
+    async def open_events(self, cursor: Cursor, grace_s: float, limit: int) -> list[Placed]:
+        """The next events on which work is under way."""
+        rows = await self._rows("open_events", [cursor.uid, grace_s, limit])
+        if rows:
+            cursor.uid = rows[-1][0]
+        return [Placed(*row) for row in rows]
+
+    async def lost_events(
+        self, connection: Connection, gone: Sequence[Placed], grace_s: float, runs: list[str], letters: list[str]
+    ) -> list[Lost]:
+        """Those of ``gone`` that are lost, locked; not those that work for these ``runs`` and ``letters`` counts."""
+        moments = [milliseconds_of(event.uid) for event in gone]
+        values = [
+            TextColumn(event.uid for event in gone),
+            TextColumn(event.entry_id for event in gone),
+            TextColumn(range_start(moment) for moment in moments),
+            TextColumn(range_start(moment + 1) for moment in moments),
+            grace_s,
+            TextColumn(runs),
+            TextColumn(letters),
+        ]
+        rows: list[Any] = await (await connection.execute(SQL["lost_events"], values)).fetchall()
+        return [Lost(row[0], row[9], row[10], _event(row).to_entry()) for row in rows]
+
+    async def move_events(self, connection: Connection, moved: Sequence[tuple[Lost, str]]) -> None:
+        """These events have these entries now."""
+        values = [TextColumn(lost.uid for lost, _ in moved), TextColumn(entry_id for _, entry_id in moved)]
+        await connection.execute(SQL["move_events"], values)
+
+    async def suspects(self, status: str, cursor: Cursor, grace_s: float, limit: int) -> tuple[int, list[Suspect]]:
+        """How many runs the next page has, and those among them that may have been lost."""
+        async with checked_out(self._pool) as connection:
+            values = [cursor.at, cursor.uid, grace_s, limit]
+            # Not prepared: a generic plan could not use the partial index.
+            rows: list[Any] = await (await connection.execute(_SUSPECTS[status], values, prepare=False)).fetchall()
+        number, at, uid = rows[0][:3]
+        if number:
+            cursor.at, cursor.uid = at, uid
+        return number, [Suspect(*row[3:]) for row in rows if row[3] is not None]
+
+    async def wake_parked(self, runs: Sequence[Suspect]) -> int:
+        """Store the timers that these runs lack; returns how many still lacked one."""
+        columns = [*_versions(runs), FloatColumn(run.due_at for run in runs)]
+        return await self._changed("wake_parked", columns)
+
+    async def free_held(self, runs: Sequence[Suspect], letters: list[str]) -> int:
+        """Wake these runs, whose entries are gone; returns how many still were held by them."""
+        columns = [*_versions(runs), TextColumn(run.holder for run in runs), TextColumn(letters)]
+        return await self._changed("free_held", columns)
+
+    async def sent_rows(self, cursor: Cursor, grace_s: float, limit: int) -> list[Placed]:
+        """The next rows of the outbox that were put into a stream so long ago."""
+        rows = await self._rows("sent_rows", [grace_s, cursor.at, cursor.uid, limit])
+        if rows:
+            cursor.uid, cursor.at = rows[-1][0], rows[-1][3]
+        return [Placed(*row[:3]) for row in rows]
+
+    async def lost_rows(self, connection: Connection, gone: Sequence[Placed]) -> list[Lost]:
+        """Those of ``gone`` whose events never got anywhere, locked."""
+        values = [TextColumn(row.uid for row in gone), TextColumn(row.entry_id for row in gone)]
+        rows: list[Any] = await (await connection.execute(SQL["lost_rows"], values)).fetchall()
+        return [Lost(uid, priority, entry_id, unpacked(entry)) for uid, priority, entry_id, entry in rows]
+
+    async def move_rows(self, connection: Connection, moved: Sequence[tuple[Lost, str, str]]) -> None:
+        """These rows have these entries, with these fields, now."""
+        columns = [
+            TextColumn(lost.uid for lost, _, _ in moved),
+            TextColumn(entry_id for _, entry_id, _ in moved),
+            TextColumn(entry for _, _, entry in moved),
+        ]
+        await connection.execute(SQL["move_rows"], columns)
+
+    async def lives(self) -> list[Life]:
+        """The lives of the streams that are known."""
+        return [Life(*row) for row in await self._rows("lives", [])]
+
+    async def _rows(self, name: str, values: Sequence[Any]) -> list[Any]:
+        async with checked_out(self._pool) as connection:
+            return list(await (await connection.execute(SQL[name], values)).fetchall())
+
+    async def _changed(self, name: str, columns: list[Any]) -> int:
+        async with self.transaction() as connection:
+            return (await connection.execute(SQL[name], columns)).rowcount
+
+
+def _versions(runs: Sequence[Suspect]) -> list[Any]:
+    return [TextColumn(run.id for run in runs), [run.version for run in runs]]
+
+
+def _event(row: Sequence[Any]) -> Event:
+    uid, event_id, source, kind, subject, time, attributes, data, key = row[:9]
+    return Event(
+        uid=uid,
+        id=event_id or uid,
+        source=source,
+        type=kind,
+        time=format_time(time),
+        subject=subject,
+        data=loads(data.encode()) if data is not None else None,
+        attributes=loads(attributes.encode()) if attributes is not None else {},
+        key=key,
+    )
