@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from datetime import datetime
+from typing import Any
 
 import click
 
 from appliance.cli.client import API, Client, connected, json_option, quoted
-from appliance.cli.listing import emit_page, paged
+from appliance.cli.exits import Exit, Failure
+from appliance.cli.listing import emit_page, moment, paged
 from appliance.cli.tables import cell, emit, fields
 
 _PATH = f"{API}/dead-letters"
@@ -54,13 +57,32 @@ def show(client: Client, letter_id: str, as_json: bool) -> None:
 @dlq.command("redrive")
 @click.argument("letter_ids", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="Every dead letter that is open now.")
+@click.option("--workflow", metavar="NAME", help="With --all: only those of this workflow's runs.")
+@click.option("--since", type=moment, metavar="TIME", help="With --all: only those from then on (as for lists).")
+@click.option("--error", metavar="TEXT", help="With --all: only those whose error contains this.")
 @json_option
 @connected
-def redrive(client: Client, letter_ids: tuple[str, ...], every: bool, as_json: bool) -> None:
-    """Put dead letters back: the event is handled again, the step tried again."""
+def redrive(
+    client: Client,
+    letter_ids: tuple[str, ...],
+    every: bool,
+    workflow: str | None,
+    since: str | None,
+    error: str | None,
+    as_json: bool,
+) -> None:
+    """Put dead letters back: the event is handled again, the step tried again.
+
+    \b
+    appliance dlq redrive --all --workflow invoice --since 2h --error "connection refused"
+    """
     if every == bool(letter_ids):
         raise click.UsageError("name dead letters, or give --all")
-    _act(client, _open(client) if every else letter_ids, "redrive", "redriven", as_json)
+    if not every and (workflow or since or error):
+        raise click.UsageError("--workflow, --since and --error go with --all")
+    if every:
+        letter_ids = _open(client, workflow, since, error)
+    _act(client, letter_ids, "redrive", "redriven", as_json)
 
 
 @dlq.command("discard")
@@ -72,16 +94,24 @@ def discard(client: Client, letter_ids: tuple[str, ...], as_json: bool) -> None:
     _act(client, letter_ids, "discard", "discarded", as_json)
 
 
-def _open(client: Client) -> tuple[str, ...]:
-    """The ids of all open dead letters at this moment, oldest first."""
+def _open(client: Client, workflow: str | None, since: str | None, error: str | None) -> tuple[str, ...]:
+    """The ids of the open dead letters at this moment that fit, oldest first."""
     ids: list[str] = []
     cursor = None
     while True:
         page = client.page(_PATH, _PAGE, cursor, status="open")
-        ids += [letter["id"] for letter in page["items"]]
+        ids += [letter["id"] for letter in page["items"] if _fits(letter, workflow, since, error)]
         cursor = page.get("next_cursor")
         if cursor is None:
             return tuple(reversed(ids))
+
+
+def _fits(letter: dict[str, Any], workflow: str | None, since: str | None, error: str | None) -> bool:
+    return (
+        workflow in (None, letter.get("workflow"))
+        and (since is None or datetime.fromisoformat(letter["created_at"]) >= datetime.fromisoformat(since))
+        and (error is None or error.casefold() in (letter.get("error") or "").casefold())
+    )
 
 
 def _text(raw: str) -> str:
@@ -90,10 +120,20 @@ def _text(raw: str) -> str:
 
 
 def _act(client: Client, letter_ids: tuple[str, ...], verb: str, done: str, as_json: bool) -> None:
-    answers = []
+    """One after the other; one that can't be doesn't keep the others from it, and is told at the end."""
+    answers: list[Any] = []
+    failures = 0
     for letter_id in letter_ids:
-        answers.append(client.post(f"{_PATH}/{quoted(letter_id)}/{verb}"))
+        try:
+            answers.append(client.post(f"{_PATH}/{quoted(letter_id)}/{verb}"))
+        except Failure as failure:
+            if failure.code != Exit.NOT_FOUND or len(letter_ids) == 1:
+                raise
+            failures += 1
+            answers.append({"id": letter_id, "error": failure.message})
         if not as_json:
-            click.echo(f"{letter_id}  {done}")
+            click.echo(f"{letter_id}  {cell(answers[-1].get('error')) or done}")
     if as_json:
         emit({"items": answers}, "", as_json=True)
+    if failures:
+        raise Failure(f"{failures} of {len(letter_ids)} were not {done}", Exit.NOT_FOUND)

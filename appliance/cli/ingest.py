@@ -13,14 +13,14 @@ from appliance.cli.client import API, Client, connected, json_option
 from appliance.cli.exits import Exit, Failure
 from appliance.cli.tables import emit, fields
 
-_pairs = click.argument("pairs", metavar="[NAME=VALUE]...", nargs=-1)
-_data = click.option("--data", metavar="JSON", help="The data as JSON; @FILE reads a file, - standard input.")
+pairs_argument = click.argument("pairs", metavar="[NAME=VALUE]...", nargs=-1)
+data_option = click.option("--data", metavar="JSON", help="The data as JSON; @FILE reads a file, - standard input.")
 
 
 @click.command()
 @click.argument("template_id")
-@_pairs
-@_data
+@pairs_argument
+@data_option
 @click.option("--org-id", metavar="ID", help="The organisation that the form belongs to.")
 @click.option("--idempotency-key", metavar="KEY", help="Submitting again with the same key does nothing more.")
 @json_option
@@ -39,7 +39,7 @@ def submit(
     \b
     appliance submit contact email=ann@example.org name=Ann
     """
-    body: dict[str, Any] = {"template_id": template_id, "data": _gather(pairs, data)}
+    body: dict[str, Any] = {"template_id": template_id, "data": gather(pairs, data)}
     if org_id is not None:
         body["org_id"] = org_id
     headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
@@ -48,8 +48,8 @@ def submit(
 
 @click.command()
 @click.argument("type", required=False)
-@_pairs
-@_data
+@pairs_argument
+@data_option
 @click.option("--source", default="appliance-cli", show_default=True, metavar="URI", help="Who says so.")
 @click.option("--id", metavar="ID", help="The sender's id; publishing it again from the same source does nothing more.")
 @click.option("--subject", metavar="TEXT", help="What the event is about.")
@@ -94,7 +94,7 @@ def publish(
             "id": id or uuid7(),
             "source": source,
             "type": type,
-            "data": _gather(pairs, data),
+            "data": gather(pairs, data),
         }
     batch = isinstance(document, list)
     media = "application/cloudevents-batch+json" if batch else "application/cloudevents+json"
@@ -113,11 +113,9 @@ def read_json(name: str, option: str) -> Any:
         raise Failure(f"{option}: {name}: not JSON: {error}", Exit.USAGE) from None
 
 
-def _gather(pairs: tuple[str, ...], data: str | None) -> Any:
+def gather(pairs: tuple[str, ...], data: str | None) -> Any:
     """``--data``, with the ``NAME=VALUE`` arguments (texts) put over it."""
-    base: Any = {}
-    if data is not None:
-        base = read_json(data.removeprefix("@"), "--data") if data == "-" or data[:1] == "@" else _parse(data)
+    base = json_value(data, "--data") if data is not None else {}
     if not pairs:
         return base
     if not isinstance(base, dict):
@@ -125,11 +123,14 @@ def _gather(pairs: tuple[str, ...], data: str | None) -> Any:
     return {**base, **dict(map(_split, pairs))}
 
 
-def _parse(text: str) -> Any:
+def json_value(text: str, option: str) -> Any:
+    """The JSON that an option was given: itself, in a file (``@FILE``), or on standard input (``-``)."""
+    if text == "-" or text[:1] == "@":
+        return read_json(text.removeprefix("@"), option)
     try:
         return json.loads(text)
     except ValueError as error:
-        raise click.UsageError(f"--data: not JSON: {error}") from None
+        raise click.UsageError(f"{option}: not JSON: {error}") from None
 
 
 def _split(pair: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -21,10 +22,29 @@ def paged(command: F) -> F:
     return limit(cursor(command))
 
 
+def moment(value: str) -> str:
+    """A time as the API takes it, from RFC 3339 or a duration such as ``1h``, which means so long ago."""
+    try:
+        if value[:4].isdecimal() and value[4:5] == "-":
+            when = datetime.fromisoformat(value.upper())
+        else:
+            from appliance.settings import parse_duration  # slow to import
+
+            when = datetime.now(UTC) - parse_duration(value)
+        if when.tzinfo is None:
+            raise ValueError(value)
+        return when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except (ValueError, OverflowError):
+        expected = "expected a time such as 2026-01-31T12:00:00Z, or a duration such as 1h (so long ago)"
+        raise click.BadParameter(f"{expected}, got {value!r}") from None
+
+
 def spanned(command: F) -> F:
     """Add ``--since`` and ``--until``."""
-    until = click.option("--until", metavar="TIME", help="Only before this time.")
-    since = click.option("--since", metavar="TIME", help="Only from this time on (RFC 3339: 2026-01-31T12:00:00Z).")
+    until = click.option("--until", type=moment, metavar="TIME", help="Only before this time.")
+    since = click.option(
+        "--since", type=moment, metavar="TIME", help="Only from then on: 2026-01-31T12:00:00Z, or 1h for an hour ago."
+    )
     return since(until(command))
 
 

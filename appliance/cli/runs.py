@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from appliance.cli.client import API, Client, connected, json_option, quoted
+from appliance.cli.ingest import json_value
 from appliance.cli.listing import emit_page, paged, spanned
 from appliance.cli.tables import emit, fields, table
 
@@ -54,15 +55,75 @@ def retry(client: Client, run_id: str, as_json: bool) -> None:
 
 @runs.command("cancel")
 @click.argument("run_id")
+@click.option("--force", is_flag=True, help="End it at once, without undoing what it did.")
 @json_option
 @connected
-def cancel(client: Client, run_id: str, as_json: bool) -> None:
-    """Cancel a run that is not finished; what it already did stays done."""
-    _act(client, run_id, "cancel", as_json)
+def cancel(client: Client, run_id: str, force: bool, as_json: bool) -> None:
+    """Cancel a run that is not over; what it did is undone where its workflow says how."""
+    _act(client, run_id, "cancel", as_json, {"force": True} if force else None)
 
 
-def _act(client: Client, run_id: str, verb: str, as_json: bool) -> None:
-    answer = client.post(f"{API}/runs/{quoted(run_id)}/{verb}")
+@runs.command("pause")
+@click.argument("run_id")
+@json_option
+@connected
+def pause(client: Client, run_id: str, as_json: bool) -> None:
+    """Stop a run where it stands, after the attempt that is under way."""
+    _act(client, run_id, "pause", as_json)
+
+
+@runs.command("resume")
+@click.argument("run_id")
+@json_option
+@connected
+def resume(client: Client, run_id: str, as_json: bool) -> None:
+    """Let a paused run go on."""
+    _act(client, run_id, "resume", as_json)
+
+
+@runs.command("rerun")
+@click.argument("run_id")
+@click.option("--from", "start", metavar="STEP", help="The step to begin with; those before it are taken over.")
+@click.option("--current", is_flag=True, help="On the workflow's current revision instead of the run's own.")
+@json_option
+@connected
+def rerun(client: Client, run_id: str, start: str | None, current: bool, as_json: bool) -> None:
+    """Run again, as a new run, what is over."""
+    body: dict[str, Any] = {"revision": "current" if current else "same"}
+    if start is not None:
+        body["from"] = start
+    answer = client.post(f"{API}/runs/{quoted(run_id)}/rerun", body)
+    emit(answer, fields((("id", answer["run"]), ("revision", answer["revision"]))), as_json=as_json)
+
+
+@runs.command("settle")
+@click.argument("run_id")
+@click.argument("step")
+@click.option(
+    "--as",
+    "verdict",
+    type=click.Choice(["succeeded", "failed", "retry"]),
+    required=True,
+    help="What became of it, or that it is to be tried again.",
+)
+@click.option("--output", metavar="JSON", help="The step's output, if it succeeded; @FILE reads a file.")
+@click.option("--error", metavar="TEXT", help="What went wrong, if it failed.")
+@json_option
+@connected
+def settle(
+    client: Client, run_id: str, step: str, verdict: str, output: str | None, error: str | None, as_json: bool
+) -> None:
+    """Say what became of a step whose outcome is unknown."""
+    body: dict[str, Any] = {"as": verdict}
+    if output is not None:
+        body["output"] = json_value(output, "--output")
+    if error is not None:
+        body["error"] = error
+    _act(client, run_id, f"steps/{quoted(step)}/settle", as_json, body)
+
+
+def _act(client: Client, run_id: str, verb: str, as_json: bool, body: dict[str, Any] | None = None) -> None:
+    answer = client.post(f"{API}/runs/{quoted(run_id)}/{verb}", body)
     status = answer.get("status") if isinstance(answer, dict) else None
     emit(answer, fields((("id", run_id), ("status", status or "accepted"))), as_json=as_json)
 
