@@ -32,6 +32,7 @@ from appliance.http.problems import HttpProblem, problem_of, problem_of_status
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.schedules import ScheduleApi
 from appliance.http.services import Services
+from appliance.http.starts import Starts
 from appliance.http.submit import Submit
 from appliance.http.tasks import TaskApi
 from appliance.observe.metrics import METRICS
@@ -109,6 +110,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Api(services).operations(),
         *ScheduleApi(services).operations(),
         *Interventions(services).operations(),
+        *Starts(services, admission).operations(),
         *TaskApi(services).operations(),
         *Answers(services).operations(),
         *Probes(services.health, services.metrics).operations(),

@@ -251,6 +251,12 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     ),
     "TaskAnswer": {**_object(answer=_ANY, by=_TEXT), "required": ["answer"]},
     "Assignment": _object(assignee=_MAYBE, group=_MAYBE),
+    "Start": _object(input=_ANY, idempotency_key=_TEXT),
+    "TriggerRequest": {
+        **_object(workflow_id={"type": ["string", "integer"]}, payload=_ANY, idempotency_key=_TEXT),
+        "required": ["workflow_id"],
+    },
+    "StartAnswer": _object(run_id=_TEXT, event_id=_TEXT, workflow=_TEXT, status=_one_of("accepted", "duplicate")),
     "Workflow": _WORKFLOW,
     "WorkflowAnswer": _object(id=_NUMBER, name=_TEXT, revision=_NUMBER),
     "Explanation": _object(
