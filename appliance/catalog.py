@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from appliance.engine.listeners import Listeners, shape_from, shapes_of
 from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
 from appliance.observe.metrics import METRICS
 from appliance.plugin import Action
@@ -43,6 +44,7 @@ class Catalog:
 
     def __init__(self, store: DefinitionStore, actions: Mapping[str, Action], config_dir: Path) -> None:
         self.matcher = Matcher()
+        self.listeners = Listeners()
         self._store = store
         self._actions = actions
         self._folder = Folder(config_dir / "workflows", actions)
@@ -53,6 +55,11 @@ class Catalog:
         self._fresh: dict[str, Workflow] = {}
         """What was put but not taken over yet, by digest: it needn't be compiled again."""
         self._lock = asyncio.Lock()
+
+    @property
+    def version(self) -> int:
+        """Of what is in force here: it grows with every change of any definition."""
+        return self._version
 
     @property
     def broken(self) -> Mapping[str, DefinitionError]:
@@ -68,6 +75,12 @@ class Catalog:
         async with self._lock:
             await self._take_files()
             await self._take_current()
+
+    async def catch_up(self, version: int) -> None:
+        """Take over what another replica changed, unless what is in force here is of ``version`` or later."""
+        async with self._lock:
+            if self._version < version:
+                await self._take_current()
 
     async def run(self) -> None:
         """Refresh for ever; while PostgreSQL is away, what was in force stays."""
@@ -87,6 +100,10 @@ class Catalog:
 
     async def get(self, name: str) -> Revision:
         """The revision in force of a workflow, disabled or not; raises NotFound."""
+        return self.current(name)
+
+    def current(self, name: str) -> Revision:
+        """The same, for whoever can't wait."""
         if name not in self._current:
             raise NotFound(f"there is no workflow {name!r}")
         return self._current[name]
@@ -203,6 +220,7 @@ class Catalog:
             except DefinitionError as error:
                 log.error("revision %s can't be used any more:\n%s", stored.id, error)
         self._install(rows, known)
+        self.listeners = Listeners(shape_from(orjson.loads(shape)) for shape in await self._store.listeners())
         self._version = version
         self._fresh.clear()
 
@@ -214,7 +232,7 @@ class Catalog:
             self._old[row.revision_id] = known[row.revision_id]
         self.matcher = Matcher(
             Rule(row.name, known[row.revision_id].workflow.triggers, order, known[row.revision_id])
-            for order, row in enumerate(usable)
+            for order, row in enumerate(sorted(usable, key=lambda row: -known[row.revision_id].workflow.order))
             if row.enabled
         )
         METRICS.workflows.set(len(self.matcher.rules))
@@ -222,7 +240,8 @@ class Catalog:
 
 def _definition(workflow: Workflow, origin: str, file: str | None, source: str | None) -> NewDefinition:
     definition = orjson.dumps(workflow.definition, option=orjson.OPT_SORT_KEYS).decode()
-    return NewDefinition(workflow.name, origin, file, workflow.enabled, workflow.digest, definition, source)
+    listeners = tuple((shape.digest, shape.to_json()) for shape in shapes_of(workflow))
+    return NewDefinition(workflow.name, origin, file, workflow.enabled, workflow.digest, definition, source, listeners)
 
 
 def _compiled(stored: StoredRevision) -> Revision:

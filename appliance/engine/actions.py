@@ -51,6 +51,8 @@ class Failed(NamedTuple):
     kind: Kind
     after_s: float | None = None
     deliveries: tuple[DeliveryRecord, ...] = ()
+    classes: tuple[str, ...] = ()
+    """Names of the classes of the exceptions behind it, for policies by error."""
 
 
 Result = Succeeded | Failed
@@ -180,19 +182,20 @@ class ActionRunner:
 
     def _failure(self, prepared: _Prepared, error: BaseException) -> Failed:
         leaves = list(_leaves(error))
+        classes = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves))
         if rejects := [leaf for leaf in leaves if isinstance(leaf, Reject)]:
             return Failed("; ".join(map(storable.reason, rejects)), False, "rejected")
         if retries := [leaf for leaf in leaves if isinstance(leaf, Retry)]:
-            return Failed("; ".join(map(storable.reason, retries)), True, "retry", _after_s(retries))
+            return Failed("; ".join(map(storable.reason, retries)), True, "retry", _after_s(retries), classes=classes)
         # At debug only: a poison message would fill the log with its traceback on every attempt.
         self._redaction.logger(prepared.log, {}).debug("the action raised", exc_info=error)
-        return Failed("; ".join(map(storable.error, leaves)), True, "error")
+        return Failed("; ".join(map(storable.error, leaves)), True, "error", classes=classes)
 
     def _finish(self, result: Result, deliveries: tuple[DeliveryRecord, ...]) -> Result:
         if isinstance(result, Succeeded):
             return Succeeded(result.output, deliveries) if deliveries else result
         text = self._redaction.text(storable.text(result.error))
-        return Failed(text, result.retryable, result.kind, result.after_s, deliveries)
+        return Failed(text, result.retryable, result.kind, result.after_s, deliveries, result.classes)
 
     def _unknown(self, name: str) -> Failed:
         why = self._broken.get(name)

@@ -1,26 +1,34 @@
-"""The life of a run as a pure function: ``advance(workflow, view, state, given, now) -> (state, command)``.
+"""The life of a run as a pure function: ``advance(workflow, facts, state, given, now) -> (state, commands)``.
 
 No I/O, no clock and no chance of its own, so that simulation under a virtual clock, dry runs and model checking are
-cheap. The shell (``engine/executor.py``) carries out the command and comes back with what happened.
+cheap. The shell (``engine/drive.py``) carries out the commands and comes back with what happened. ``engine/turn.py``
+is the state while it is being changed, ``engine/steps.py`` begins steps, ``engine/blocks.py`` joins and fails threads,
+``engine/signals.py`` hands out what came in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from appliance.engine import blocks, signals
 from appliance.engine.state import (
+    ACTIVE,
+    CANCELLED,
     FAILED,
+    HANDLING,
     RETRYING,
     RUNNING,
-    SKIPPED,
     SUCCEEDED,
     TERMINAL,
+    UNDOING,
+    UNKNOWN,
     WAITING,
     ActionFailed,
     ActionSucceeded,
+    Cancelled,
+    Close,
     Command,
+    Facts,
     Finish,
     Input,
     Resumed,
@@ -29,121 +37,208 @@ from appliance.engine.state import (
     RunState,
     Started,
     StepState,
-    WaitUntil,
+    path_of,
 )
+from appliance.engine.steps import deadline_passed, task_due, walk
+from appliance.engine.turn import Turn
 from appliance.templating import TemplateError
-from appliance.workflows.revision import CONTINUE, END, Step, Workflow, due_at
+from appliance.workflows.revision import Step, Workflow
 
 MAX_RETRY_AFTER_S = 86_400.0
 """The longest wait that the other side may ask for: a wrong header must not park a run for years."""
+_AMBIGUOUS = frozenset({"timeout", "error"})
+"""Kinds of failure after which nobody knows whether the effect happened."""
 
-View = Mapping[str, Any]
-"""The event as criteria see it (``Event.view()``)."""
+Commands = tuple[Command, ...]
 
 
-def advance(workflow: Workflow, view: View, state: RunState, given: Input, now: float) -> tuple[RunState, Command]:
+def advance(workflow: Workflow, facts: Facts, state: RunState, given: Input, now: float) -> tuple[RunState, Commands]:
     """What a run is after ``given`` happened at ``now`` (Unix seconds), and what is to be done next.
 
-    A finished run stays as it is. Raises ValueError for a result of a step that the run does not stand at: the caller
-    has mixed up its runs.
+    A finished run stays as it is, but for a failed one that is retried. Raises ValueError for a result of a step that
+    the run does not stand at: the caller has mixed up its runs.
     """
     if isinstance(given, Retried):
-        return _retry(state, now)
+        return _retry(workflow, facts, state, now)
     if state.status in TERMINAL:
-        return state, Finish()
+        return state, (Finish(),)
+    turn = Turn(workflow, facts, state, now)
     match given:
-        case Started():
-            return _enter(workflow, view, state, 0, now)
-        case Resumed():
-            return _resume(workflow, view, state, now)
         case ActionSucceeded():
-            return _succeeded(workflow, view, state, given, now)
+            _succeeded(turn, given)
         case ActionFailed():
-            return _failed(workflow, view, state, given, now)
+            _failed(turn, given)
+        case Started():
+            _begin(turn, given.at)
+        case Resumed():
+            _resume(turn, given)
+        case Cancelled():
+            _cancel(turn, given.reason)
+    _play(turn)
+    return turn.result(), tuple(turn.commands)
 
 
-def _enter(workflow: Workflow, view: View, state: RunState, index: int, now: float) -> tuple[RunState, Command]:
-    """Go to the first step from ``index`` on whose condition holds; past the last one the run has succeeded."""
-    while index < len(workflow.steps):
-        step = workflow.steps[index]
-        if step.condition is None or step.condition.holds(_scope(view, state)):
-            return _begin(workflow, view, state, step, now)
-        skipped = StepState(_key(state, step), step.id, len(state.steps), SKIPPED, finished_at=now)
-        state = state.with_step(skipped)
-        index += 1
-    return _finish(state, SUCCEEDED, now)
+def scope(workflow: Workflow, facts: Facts, state: RunState, key: str, now: float) -> dict[str, Any]:
+    """What the parameters of the step with this key see, but for secrets; raises StepError."""
+    turn = Turn(workflow, facts, state, now)
+    return turn.scope(turn.step(state.steps[key]), path_of(key))
 
 
-def _begin(workflow: Workflow, view: View, state: RunState, step: Step, now: float) -> tuple[RunState, Command]:
-    key = _key(state, step)
-    fresh = StepState(key, step.id, len(state.steps), RUNNING, attempt=1, first_at=now, started_at=now)
-    if step.kind == "delay":
-        return _delay(workflow, view, state.with_step(fresh, at=key, status=RUNNING), fresh, now)
-    return state.with_step(fresh, at=key, status=RUNNING), RunAction(key, step.id, 1)
+def postponed(state: RunState, keys: list[str], now: float) -> RunState:
+    """The state if attempts that were asked for are not made for now: they are due at once, when it goes on."""
+    due = {key: state.steps[key] for key in keys}
+    again = {key: visit._replace(status=RETRYING, attempt=visit.attempt - 1, due_at=now) for key, visit in due.items()}
+    return state._replace(status=RETRYING, steps={**state.steps, **again})
 
 
-def _delay(workflow: Workflow, view: View, state: RunState, fresh: StepState, now: float) -> tuple[RunState, Command]:
-    step = _step(workflow, fresh)
-    scope = {"event": view, "steps": state.outputs()}
-    try:
-        rendered = step.delay.render(scope) if step.delay is not None else {"for": 0}
-        due = due_at(rendered, datetime.fromtimestamp(now, UTC)).timestamp()
-    except TemplateError as error:
-        return _give_up(workflow, view, state, fresh._replace(error=str(error)), now)
-    if due <= now:
-        return _leave(workflow, view, state, fresh._replace(status=SUCCEEDED, finished_at=now, due_at=due), now)
-    return state.with_step(fresh._replace(status=WAITING, due_at=due), status=WAITING), WaitUntil(fresh.key, due)
+def _play(turn: Turn) -> None:
+    """Go on until every thread stands at a step, then say what the run is."""
+    while True:
+        while turn.todo:
+            walk(turn, *turn.todo.popleft())
+        if turn.inbox and turn.ending is None and signals.work_in(turn):
+            continue
+        active = [visit for visit in turn.steps.values() if visit.status in ACTIVE]
+        if active:
+            turn.status = _status(turn, active)
+            return
+        if turn.ending is None:
+            stands = {visit.key: visit.status for visit in turn.steps.values()}
+            raise AssertionError(f"the run ({turn.status}) stands nowhere: {stands}")
+        if not _go_on_ending(turn):
+            return
 
 
-def _resume(workflow: Workflow, view: View, state: RunState, now: float) -> tuple[RunState, Command]:
-    if state.at is None:
-        return _enter(workflow, view, state, 0, now)
-    current = state.steps[state.at]
-    if current.status in (WAITING, RETRYING) and current.due_at is not None and current.due_at > now:
-        return state, WaitUntil(current.key, current.due_at)
-    if current.status == WAITING:
-        return _leave(workflow, view, state, current._replace(status=SUCCEEDED, finished_at=now), now)
-    attempt = current.attempt + 1 if current.status == RETRYING else max(1, current.attempt)
-    again = current._replace(status=RUNNING, attempt=attempt, started_at=now, due_at=None)
-    if _step(workflow, again).kind == "delay":
-        return _delay(workflow, view, state, again, now)
-    return state.with_step(again, status=RUNNING), RunAction(again.key, again.step, again.attempt)
+def _status(turn: Turn, active: list[StepState]) -> str:
+    statuses = {visit.status for visit in active if not turn.step(visit).threads}
+    if RUNNING in statuses:
+        return RUNNING
+    return RETRYING if RETRYING in statuses else WAITING
 
 
-def _retry(state: RunState, now: float) -> tuple[RunState, Command]:
-    """The failed step is due again at once, with all its attempts."""
-    if state.status != FAILED or state.at is None:
-        return state, Finish()
-    failed = state.steps[state.at]
-    due = failed._replace(
-        status=RETRYING, attempt=0, first_at=now, started_at=None, finished_at=None, due_at=now, error=None
-    )
-    return state.with_step(due, RETRYING)._replace(error=None, finished_at=None), WaitUntil(due.key, now)
+# --- beginning and resuming ------------------------------------------------------------------------------------------
 
 
-def _succeeded(
-    workflow: Workflow, view: View, state: RunState, given: ActionSucceeded, now: float
-) -> tuple[RunState, Command]:
-    done = _current(state, given.key)._replace(status=SUCCEEDED, finished_at=now, output=given.output, error=None)
-    return _leave(workflow, view, state, done, now)
+def _begin(turn: Turn, at: str | None = None) -> None:
+    index = turn.workflow.first if at is None else turn.workflow.by_id[at]
+    turn.todo.append((index, 0, (), None))
 
 
-def _failed(
-    workflow: Workflow, view: View, state: RunState, given: ActionFailed, now: float
-) -> tuple[RunState, Command]:
-    current = _current(state, given.key)
-    step = _step(workflow, current)
-    failed = current._replace(error=given.error)
-    due = _next_attempt(step, current, given, now) if given.retryable else None
+def _resume(turn: Turn, given: Resumed) -> None:
+    known = {(signal.id, signal.key) for signal in turn.inbox}
+    turn.inbox += tuple(signal for signal in given.signals if (signal.id, signal.key) not in known)
+    if not turn.steps and turn.ending is None:
+        _begin(turn)
+        return
+    if turn.inbox and turn.ending is None:
+        signals.work_in(turn)  # before the deadlines: what came in came first
+    for visit in list(turn.steps.values()):
+        if visit.status in ACTIVE and turn.steps[visit.key] is visit:
+            _look_at(turn, visit, lost=given.lost)
+
+
+def _look_at(turn: Turn, visit: StepState, *, lost: bool) -> None:
+    """Go on with an active visit, if it is time."""
+    step = turn.step(visit)
+    if visit.status == RUNNING:
+        if lost and step.kind == "action":
+            _attempt_lost(turn, step, visit)
+        elif lost and not step.threads:
+            turn.todo.append((step.index, step.thread, path_of(visit.key), None))  # recorded by an earlier release
+            turn.put(visit._replace(status=CANCELLED, finished_at=turn.now))
+    elif visit.due_at is not None and visit.due_at <= turn.now:
+        _is_due(turn, step, visit)
+
+
+def _attempt_lost(turn: Turn, step: Step, visit: StepState) -> None:
+    """Whoever made the attempt is gone."""
+    if not turn.is_live(visit):
+        why = "the process ended while it ran: it may have had its effect"
+        turn.put(visit._replace(status=CANCELLED, finished_at=turn.now, error=why))
+    elif step.at_most_once:
+        turn.put(visit._replace(status=UNKNOWN, error="the process ended while it ran", due_at=None))
+    else:
+        _attempt(turn, visit, max(1, visit.attempt))
+
+
+def _is_due(turn: Turn, step: Step, visit: StepState) -> None:
+    if visit.status == RETRYING and step.kind == "action":
+        _attempt(turn, visit, visit.attempt + 1)
+    elif visit.status == RETRYING:  # a person retried the run
+        turn.put(visit._replace(status=CANCELLED, finished_at=turn.now, due_at=None))
+        turn.todo.append((step.index, step.thread, path_of(visit.key), None))
+    elif step.kind == "delay":
+        blocks.leave(turn, visit._replace(status=SUCCEEDED, finished_at=turn.now))
+    elif step.kind == "human_task" and not deadline_passed(turn, step, visit):
+        _remind(turn, step, visit)
+    elif step.deadline is not None:
+        _expire(turn, step, visit)
+
+
+def _attempt(turn: Turn, visit: StepState, attempt: int) -> None:
+    turn.put(visit._replace(status=RUNNING, attempt=attempt, started_at=turn.now, due_at=None))
+    turn.commands.append(RunAction(visit.key, visit.step, attempt))
+
+
+def _remind(turn: Turn, step: Step, visit: StepState) -> None:
+    reminded = visit._replace(attempt=visit.attempt + 1)
+    turn.put(reminded._replace(due_at=task_due(turn, step, reminded)))
+    if step.task is not None and step.task.notify is not None:
+        notice = turn.workflow.steps[step.task.notify]
+        latest = turn.latest(notice, path_of(visit.key))
+        if latest is None or latest.status not in ACTIVE:
+            turn.todo.append((notice.index, notice.thread, path_of(visit.key), None))
+
+
+def _expire(turn: Turn, step: Step, visit: StepState) -> None:
+    """A deadline passed."""
+    deadline = step.deadline
+    if step.kind in blocks.PARKED_KINDS:
+        turn.commands.append(Close(visit.key, step.kind, "expired"))
+        blocks.close_notice(turn, step, path_of(visit.key))
+    if deadline is None or deadline.target is None:
+        blocks.give_up(turn, visit._replace(error="its deadline passed"))
+        return
+    late = visit._replace(status=FAILED, finished_at=turn.now, due_at=None, error="its deadline passed")
+    if step.kind == "state":
+        late = late._replace(status=SUCCEEDED, error=None, output={"deadline": True})
+    live = turn.is_live(late)
+    turn.put(late)
+    if live:
+        turn.todo.append((deadline.target, step.thread, path_of(visit.key), visit.key))
+
+
+# --- results of attempts ---------------------------------------------------------------------------------------------
+
+
+def _succeeded(turn: Turn, given: ActionSucceeded) -> None:
+    visit = _current(turn, given.key)
+    blocks.leave(turn, visit._replace(status=SUCCEEDED, finished_at=turn.now, output=given.output, error=None))
+
+
+def _failed(turn: Turn, given: ActionFailed) -> None:
+    visit = _current(turn, given.key)
+    step = turn.step(visit)
+    failed = visit._replace(error=given.error)
+    if not turn.is_live(visit):
+        turn.put(failed._replace(status=CANCELLED, finished_at=turn.now))
+        return
+    if step.at_most_once and given.kind in _AMBIGUOUS:
+        turn.put(failed._replace(status=UNKNOWN))
+        return
+    due = _next_attempt(step, visit, given, turn.now) if given.retryable and not step.at_most_once else None
     if due is None:
-        return _give_up(workflow, view, state, failed, now)
-    waiting = failed._replace(status=RETRYING, due_at=due)
-    return state.with_step(waiting, status=RETRYING), WaitUntil(waiting.key, due)
+        blocks.give_up(turn, failed)
+    else:
+        turn.put(failed._replace(status=RETRYING, due_at=due))
 
 
 def _next_attempt(step: Step, current: StepState, given: ActionFailed, now: float) -> float | None:
     """When to try again, or None when the attempts are used up."""
     policy = step.retry
+    if policy.by_error:
+        named = [policy.by_error[name] for name in (*given.classes, given.kind) if name in policy.by_error]
+        policy = named[0] if named else policy
     if current.attempt >= policy.max_attempts:
         return None
     asked = min(given.after_s or 0.0, MAX_RETRY_AFTER_S)
@@ -154,53 +249,135 @@ def _next_attempt(step: Step, current: StepState, given: ActionFailed, now: floa
     return due
 
 
-def _give_up(
-    workflow: Workflow, view: View, state: RunState, failed: StepState, now: float
-) -> tuple[RunState, Command]:
-    """No further attempt: go where ``on_error`` points, or fail the run."""
-    step = _step(workflow, failed)
-    failed = failed._replace(status=FAILED, finished_at=now, due_at=None)
-    state = state.with_step(failed)
-    if step.on_error is None:
-        ended = state._replace(status=FAILED, at=failed.key, error=failed.error, finished_at=now)
-        return ended, Finish(dead=failed.key)
-    if step.on_error == CONTINUE:
-        return _leave(workflow, view, state, failed, now)
-    if step.on_error == END:
-        return _finish(state, SUCCEEDED, now)
-    return _enter(workflow, view, state, workflow.by_id[step.on_error], now)
+def _current(turn: Turn, key: str) -> StepState:
+    visit = turn.steps.get(key)
+    standing = visit is not None and (
+        visit.status == RUNNING or (visit.status == WAITING and turn.step(visit).kind == "workflow")
+    )
+    if visit is None or not standing:
+        at = ", ".join(sorted(s.key for s in turn.steps.values() if s.status in ACTIVE))
+        raise ValueError(f"a result of step {key!r} came to a run that stands at {at or 'no step'}")
+    return visit
 
 
-def _leave(workflow: Workflow, view: View, state: RunState, done: StepState, now: float) -> tuple[RunState, Command]:
-    """Go on behind a step that is over."""
-    state = state.with_step(done)
-    step = _step(workflow, done)
-    if step.next == END:
-        return _finish(state, SUCCEEDED, now)
-    index = step.index + 1 if step.next is None else workflow.by_id[step.next]
-    return _enter(workflow, view, state, index, now)
+# --- ending ----------------------------------------------------------------------------------------------------------
 
 
-def _finish(state: RunState, status: str, now: float) -> tuple[RunState, Command]:
-    return RunState(status, None, state.steps, state.error, now), Finish()
+def _cancel(turn: Turn, reason: str) -> None:
+    if turn.ending is None:
+        blocks.end_run(turn, CANCELLED, reason)
 
 
-def _scope(view: View, state: RunState) -> dict[str, Any]:
-    """What an ``if`` sees: the event's attributes at the root, and ``event`` and ``steps``."""
-    return {**view, "event": view, "steps": state.outputs()}
+def _go_on_ending(turn: Turn) -> bool:
+    """Nothing is active any more: undo, then let the workflow's ``on_error`` run, then finish. False: it is over."""
+    if turn.ending == SUCCEEDED:
+        return _finish_well(turn)
+    if turn.phase != HANDLING:
+        turn.phase = UNDOING
+        if (undone := _next_to_undo(turn)) is not None:
+            _undo(turn, undone)
+            return True
+        handler = turn.workflow.on_error if turn.ending == FAILED else None
+        turn.phase = HANDLING
+        if handler is not None:
+            turn.todo.append((turn.workflow.threads[handler].first, handler, (), None))
+            return True
+    _finish(turn, turn.ending or FAILED)
+    return False
 
 
-def _step(workflow: Workflow, visit: StepState) -> Step:
-    return workflow.steps[workflow.by_id[visit.step]]
+def _finish_well(turn: Turn) -> bool:
+    output = turn.workflow.output
+    if output is not None:
+        try:
+            turn.output = output.render(turn.scope(turn.workflow.steps[0], ()))
+        except TemplateError as error:
+            turn.ending, turn.error = FAILED, f"output: {error}"
+            return True
+    _finish(turn, SUCCEEDED)
+    return False
 
 
-def _current(state: RunState, key: str) -> StepState:
-    if state.at != key:
-        raise ValueError(f"a result of step {key!r} came to a run that stands at {state.at!r}")
-    return state.steps[key]
+def _finish(turn: Turn, status: str) -> None:
+    turn.status, turn.finished_at = status, turn.now
+    turn.commands.append(Finish(dead=turn.at if status == FAILED else None))
 
 
-def _key(state: RunState, step: Step) -> str:
-    """The step's id; from its second visit on with the visit's number behind it."""
-    visits = sum(1 for s in state.steps.values() if s.step == step.id)
-    return step.id if visits == 0 else f"{step.id}#{visits + 1}"
+def _next_to_undo(turn: Turn) -> StepState | None:
+    """The last step that succeeded, can be undone, and was not undone yet."""
+    if not turn.workflow.compensates:
+        return None
+    undone = [
+        visit
+        for visit in turn.steps.values()
+        if visit.status == SUCCEEDED
+        and turn.step(visit).compensate is not None
+        and _undo_key(turn, visit) not in turn.steps
+    ]
+    return max(undone, key=lambda visit: (visit.finished_at or 0.0, visit.seq), default=None)
+
+
+def _undo(turn: Turn, visit: StepState) -> None:
+    hidden = turn.workflow.steps[turn.step(visit).compensate or 0]
+    key = _undo_key(turn, visit)
+    turn.put(StepState(key, hidden.id, len(turn.steps), RUNNING, 1, turn.now, turn.now))
+    turn.commands.append(RunAction(key, hidden.id, 1))
+
+
+def _undo_key(turn: Turn, visit: StepState) -> str:
+    hidden = turn.workflow.steps[turn.step(visit).compensate or 0]
+    return hidden.id + visit.key.removeprefix(visit.step)
+
+
+def _retry(workflow: Workflow, facts: Facts, state: RunState, now: float) -> tuple[RunState, Commands]:
+    """The failed step is due again at once, with all its attempts; what was cancelled with it is begun anew."""
+    undone = any(workflow.steps[workflow.by_id[s.step]].id.endswith(".compensate") for s in state.steps.values())
+    if state.status != FAILED or state.at is None or undone:
+        return state, (Finish(),)
+    turn = Turn(workflow, facts, state._replace(phase="", ending=None, error=None, finished_at=None), now)
+    failed = turn.steps[state.at]
+    turn.at, turn.outcome, turn.output = None, None, None
+    turn.status = RETRYING
+    _due_now(turn, failed)
+    _reopen(turn, failed)
+    _play(turn)
+    return turn.result(), tuple(turn.commands)
+
+
+def _reopen(turn: Turn, failed: StepState) -> None:
+    """Open the blocks around a failed step again, and begin anew what was cancelled in them."""
+    visit = failed
+    while (above := turn.parent(turn.step(visit), path_of(visit.key))) is not None:
+        block, branch = above
+        progress = turn.blocks[block.key]
+        ends = {number: end for number, end in progress.ends.items() if number != branch}
+        turn.set_block(block.key, progress._replace(ends=ends))
+        turn.put(block._replace(status=RUNNING, finished_at=None, error=None))
+        visit = block
+    _begin_cancelled(turn, failed)
+
+
+def _begin_cancelled(turn: Turn, failed: StepState) -> None:
+    """Of each thread that was cancelled the last step is begun anew, unless what is around it is over."""
+    last: dict[tuple[int, tuple[int, ...]], StepState] = {}
+    for visit in turn.steps.values():
+        last[turn.step(visit).thread, path_of(visit.key)] = visit
+    for (thread, _), visit in last.items():
+        mine = turn.workflow.threads[thread]
+        if visit.status == CANCELLED and mine.parent is not None and visit.key != failed.key and turn.is_live(visit):
+            _due_now(turn, visit)
+
+
+def _due_now(turn: Turn, visit: StepState) -> None:
+    """To be begun anew at the next turn, with all its attempts."""
+    turn.put(
+        visit._replace(
+            status=RETRYING,
+            attempt=0,
+            first_at=turn.now,
+            started_at=None,
+            finished_at=None,
+            due_at=turn.now,
+            error=None,
+        )
+    )

@@ -6,87 +6,79 @@ once, at its end.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 from appliance import faultpoints
 from appliance.engine.actions import ActionRunner, DeliveryRecord, Failed, Succeeded
-from appliance.engine.core import advance
+from appliance.engine.changes import (
+    CANCEL,
+    PAUSE,
+    RETRY,
+    Announce,
+    Backoff,
+    Called,
+    Drive,
+    DriveEnd,
+    Ended,
+    Parked,
+    change_of,
+)
+from appliance.engine.core import advance, postponed, scope
 from appliance.engine.state import (
     FAILED,
     RETRYING,
     TERMINAL,
-    TIMER,
+    UNKNOWN,
     WAITING,
     ActionFailed,
     ActionSucceeded,
+    Call,
+    Cancelled,
     Finish,
     Input,
+    Resumed,
+    Retried,
     RunAction,
-    RunState,
-    StepState,
-    WaitUntil,
+    base_key,
+    path_of,
+    step_of,
 )
-from appliance.errors import LeaseLost
-from appliance.events import Event, dumps
-from appliance.identifiers import uuid7
+from appliance.engine.turn import StepError
+from appliance.errors import ApplianceError, LeaseLost, Malformed, NotFound
+from appliance.identifiers import task_id_for
 from appliance.observe.metrics import METRICS
 from appliance.plugin import RunInfo
 from appliance.store.recorder import Recorder
-from appliance.store.rows import AttemptRow, Change, DeliveryRow, LetterRow, RunRow, RunUpdate, StepRow, TimerRow
-from appliance.store.runs import Delivered
+from appliance.store.rows import AttemptRow, Change, DeliveryRow
 from appliance.templating import TemplateError
-from appliance.workflows.revision import Revision
+from appliance.workflows import inputs
+from appliance.workflows.inputs import InputRefused
+from appliance.workflows.revision import Revision, Step
+
+_MAX_AT_ONCE = 100
+"""Attempts of one run under way at once; more branches than that take turns."""
+_RESULTS = frozenset({*TERMINAL, WAITING, UNKNOWN})
+_CANCELLED = "cancelled on request"
 
 
-@dataclass(slots=True, kw_only=True)
-class Drive:
-    """One run in this replica's hands. ``version`` is the stored one; 0: nothing is stored yet."""
+class CallRefused(ApplianceError):
+    """A workflow can't be called."""
 
-    run_id: str
-    revision: Revision
-    event: Event
-    view: dict[str, Any]
-    priority: str
-    started_at: float
-    origin: str | None = None
-    state: RunState = field(default_factory=RunState)
-    version: int = 0
-    delivered: dict[str, Delivered] = field(default_factory=dict)
-    fresh_attempts: list[AttemptRow] = field(default_factory=list)
-    fresh_deliveries: list[DeliveryRow] = field(default_factory=list)
-    stored: RunState = field(default_factory=RunState)
-    """``state`` as it was last recorded: what is different is written."""
-    holder: str | None = None
-    """Whose the run is while it is not parked: None, its event's entry; else the entry that woke it."""
-    claimed: bool = True
-    """Whether ``holder`` is recorded. Of two entries that would wake a run the second then finds that it is taken."""
-
-
-class Ended(NamedTuple):
-    """The run is over."""
-
-    dead: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """The run waits for a timer, which is recorded: its entry may be acknowledged."""
-
-
-class Backoff(NamedTuple):
-    """The run waits for a moment, holding on to its entry."""
-
-    delay_s: float
-
-
-DriveEnd = Ended | Parked | Backoff
 
 Prepare = Callable[[Change, Drive, DriveEnd | None], None]
 """Completes a change of a run with what belongs to the run's entry: the event's row, its outcome."""
+
+
+class Definitions(Protocol):
+    """What this needs of the catalog."""
+
+    def current(self, name: str) -> Revision:
+        """The revision in force of a workflow; NotFound."""
+        ...
 
 
 class Driver:
@@ -96,19 +88,27 @@ class Driver:
         self,
         actions: ActionRunner,
         recorder: Recorder,
+        definitions: Definitions,
         *,
         secrets: dict[str, str],
         park_after_s: float,
         may_hold: Callable[[], bool],
         on_timer: Callable[[float], None],
+        max_depth: int = 8,
+        task_link: Callable[[str], str] = str,
+        announce: Announce | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._actions = actions
         self._recorder = recorder
+        self._definitions = definitions
         self._secrets = secrets
         self._park_after_s = park_after_s
         self._may_hold = may_hold
         self._on_timer = on_timer
+        self._max_depth = max_depth
+        self._task_link = task_link
+        self._announce = announce
         self._clock = clock
 
     async def run(
@@ -119,32 +119,151 @@ class Driver:
         ``entry`` is (priority, entry id), for dead letters; ``valid`` says whether the entry's lease is still ours.
         Raises Fenced, and what the recorder raises.
         """
-        workflow = drive.revision.workflow
-        drive.state, command = advance(workflow, drive.view, drive.state, given, self._clock())
-        while True:
-            match command:
-                case RunAction():
-                    if not drive.claimed or (len(drive.state.steps) > 1 and _unrecorded(drive)):
-                        await self._record(drive, None, prepare, entry, valid)
-                    if not valid():
-                        raise LeaseLost("the lease was lost")
-                    result = await self._act(drive, command)
-                    drive.state, command = advance(workflow, drive.view, drive.state, result, self._clock())
-                case WaitUntil():
-                    end = self._waiting(drive, command)
-                    await self._record(drive, end, prepare, entry, valid)
-                    if isinstance(end, Parked):
-                        self._on_timer(command.due_at)
-                    return end
-                case Finish():
-                    ended = Ended(dead=command.dead is not None)
-                    await self._record(drive, ended, prepare, entry, valid, dead=command.dead)
-                    return ended
 
-    def _waiting(self, drive: Drive, command: WaitUntil) -> DriveEnd:
-        delay_s = command.due_at - self._clock()
-        if drive.state.status == RETRYING and delay_s <= self._park_after_s and self._may_hold():
-            return Backoff(max(0.0, delay_s))
+        async def record(end: DriveEnd | None) -> None:
+            change = change_of(drive, end, self._clock(), entry, self._announce)
+            change.valid = valid
+            prepare(change, drive, end)
+            await self._recorder.record(change)
+            drive.recorded(change.asked)
+
+        asked = await self._begin(drive, given)
+        while asked := self._obey(drive, asked):
+            if _needs_record(drive, asked):
+                await record(None)
+                if drive.asked is not None:
+                    continue
+            if not valid():
+                raise LeaseLost("the lease was lost")
+            if len(asked) > 1 or drive.state.next_due() is not None:
+                await self._together(drive, asked, record, valid)
+                asked = []
+            else:
+                asked = await self._advance(drive, await self._act(drive, asked[0]))
+        end = self._end(drive)
+        await record(end)
+        if isinstance(end, Parked) and not end.paused and (due := drive.state.next_due()) is not None:
+            self._on_timer(due)
+        return end
+
+    async def _begin(self, drive: Drive, given: Input) -> list[RunAction]:
+        if drive.asked == PAUSE:
+            drive.noticed = drive.paused = True
+            drive.asked = None
+            return []
+        if drive.asked == CANCEL:
+            given = Cancelled(_CANCELLED)
+        elif drive.asked == RETRY:
+            drive.state = drive.state._replace(status=FAILED)
+            await self._advance(drive, Retried())  # which makes due what is to be begun anew
+        drive.noticed = drive.asked is not None
+        drive.asked = None
+        return await self._advance(drive, given)
+
+    async def _advance(self, drive: Drive, given: Input) -> list[RunAction]:
+        """Work in what happened; returns the attempts to be made."""
+        workflow = drive.revision.workflow
+        drive.state, commands = advance(workflow, drive.facts, drive.state, given, self._clock())
+        asked: list[RunAction] = []
+        for command in commands:
+            if isinstance(command, RunAction):
+                asked.append(command)
+            elif isinstance(command, Finish):
+                drive.dead = command.dead
+            elif isinstance(command, Call):
+                asked += await self._call(drive, command)
+            else:
+                drive.pending.append(command)
+        return asked
+
+    async def _call(self, drive: Drive, command: Call) -> list[RunAction]:
+        """Find the workflow that a step calls; a call that can't be made fails the step."""
+        depth = (drive.details or {}).get("depth", 0) + 1
+        try:
+            if depth > self._max_depth:
+                raise CallRefused(f"workflows call each other deeper than {self._max_depth} levels (engine.max_depth)")
+            revision = self._definitions.current(command.flow)
+            await asyncio.to_thread(inputs.check, "input", revision.workflow.inputs, command.input)
+        except (NotFound, CallRefused, InputRefused, Malformed) as error:
+            return await self._advance(drive, ActionFailed(command.key, str(error), False, kind="call"))
+        drive.calls.append(Called(command, revision, depth))
+        return []
+
+    def _obey(self, drive: Drive, asked: list[RunAction]) -> list[RunAction]:
+        """Take notice of what a person asked: attempts that were not begun yet are not made for now."""
+        if drive.asked is None and not drive.paused:
+            return asked
+        now = self._clock()
+        if asked:
+            drive.state = postponed(drive.state, [command.key for command in asked], now)
+        if drive.asked is not None:
+            drive.noticed = True
+            drive.paused = drive.asked == PAUSE
+        if drive.asked != CANCEL:
+            drive.asked = None
+            return []
+        drive.asked = None
+        workflow = drive.revision.workflow
+        drive.state, commands = advance(workflow, drive.facts, drive.state, Cancelled(_CANCELLED), now)
+        drive.pending += [c for c in commands if not isinstance(c, RunAction | Finish)]
+        return [c for c in commands if isinstance(c, RunAction)]
+
+    async def _together(
+        self,
+        drive: Drive,
+        asked: list[RunAction],
+        record: Callable[[DriveEnd | None], Awaitable[None]],
+        valid: Callable[[], bool],
+    ) -> None:
+        """Make several attempts at once, and those that follow from them, until none is under way or to be made."""
+        under_way: dict[asyncio.Task[Input], RunAction] = {}
+        try:
+            while asked or under_way:
+                asked = self._obey(drive, asked)
+                if asked and _needs_record(drive, asked):
+                    await record(None)
+                    if drive.asked is not None:
+                        continue
+                if asked and not valid():
+                    raise LeaseLost("the lease was lost")
+                room = _MAX_AT_ONCE - len(under_way)
+                for command in asked[:room]:
+                    name = f"step {command.key} of run {drive.run_id}"
+                    under_way[asyncio.create_task(self._act(drive, command), name=name)] = command
+                asked = asked[room:]
+                if under_way:
+                    asked += await self._results(drive, under_way)
+        finally:
+            for task in under_way:
+                task.cancel()
+            if under_way:
+                await asyncio.wait(under_way)
+
+    async def _results(self, drive: Drive, under_way: dict[asyncio.Task[Input], RunAction]) -> list[RunAction]:
+        """Wait for an attempt, or for what falls due beside them; returns the attempts that follow."""
+        due = drive.state.next_due()
+        wait_s = None if due is None else max(0.0, due - self._clock())
+        done, _ = await asyncio.wait(under_way, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        asked: list[RunAction] = []
+        for task in [task for task in under_way if task in done]:
+            del under_way[task]
+            asked += await self._advance(drive, task.result())
+        due = drive.state.next_due()
+        if due is not None and due <= self._clock():
+            asked += await self._advance(drive, Resumed(lost=False))
+        return asked
+
+    def _end(self, drive: Drive) -> DriveEnd:
+        state = drive.state
+        if state.status in TERMINAL:
+            return Ended(dead=drive.dead is not None and "parent" not in (drive.details or {}))
+        if drive.paused:
+            return Parked(paused=True)
+        due = state.next_due()
+        if state.status == RETRYING and due is not None:
+            delay_s = due - self._clock()
+            if delay_s <= self._park_after_s and self._may_hold():
+                return Backoff(max(0.0, delay_s))
         return Parked()
 
     async def _act(self, drive: Drive, command: RunAction) -> Input:
@@ -152,8 +271,8 @@ class Driver:
         step = workflow.steps[workflow.by_id[command.step]]
         began = self._clock()
         try:
-            params = step.params.render(self._scope(drive)) if step.params is not None else {}
-        except TemplateError as error:
+            params = self._params(drive, step, command, began)
+        except (TemplateError, StepError) as error:
             return self._failed(drive, command, Failed(str(error), False, "invalid-params"), began)
         faultpoints.hit("before_action")
         clock_began = time.monotonic()
@@ -176,21 +295,34 @@ class Driver:
             return ActionSucceeded(command.key, result.output)
         return self._failed(drive, command, result, began)
 
-    def _scope(self, drive: Drive) -> dict[str, Any]:
-        """What templates see."""
-        run = {
-            "id": drive.run_id,
-            "workflow": drive.revision.workflow.name,
-            "revision": drive.revision.number,
-            "started_at": drive.started_at,
-        }
-        return {"event": drive.view, "steps": drive.state.outputs(), "run": run, "secrets": self._secrets}
+    def _params(self, drive: Drive, step: Step, command: RunAction, now: float) -> Any:
+        if step.params is None:
+            return {}
+        if step.params.is_literal:
+            return step.params.render({})
+        names = scope(drive.revision.workflow, drive.facts, drive.state, command.key, now)
+        names["secrets"] = self._secrets
+        if step.id.endswith(".notify"):
+            names["task"] = self._task(drive, command.key)
+        return step.params.render(names)
+
+    def _task(self, drive: Drive, key: str) -> dict[str, Any]:
+        """What a notice sees of the task that it is about."""
+        step_id = step_of(key).removesuffix(".notify")
+        path = path_of(key)
+        base = base_key(step_id, path)
+        asked = [s for s in drive.state.steps.values() if s.step == step_id and s.key.partition("#")[0] == base]
+        task_id = task_id_for(drive.run_id, asked[-1].key if asked else base)
+        title = drive.titles.get(asked[-1].key) if asked else None
+        return {"id": task_id, "link": self._task_link(task_id), "title": title or step_id}
 
     def _failed(self, drive: Drive, command: RunAction, result: Failed, began: float) -> ActionFailed:
         METRICS.attempts_failed.labels(result.kind).inc()
         row = AttemptRow(drive.run_id, command.key, command.attempt, began, self._clock(), result.error)
         drive.fresh_attempts.append(row)
-        return ActionFailed(command.key, result.error, result.retryable, result.after_s, random.random())
+        return ActionFailed(
+            command.key, result.error, result.retryable, result.after_s, random.random(), result.kind, result.classes
+        )
 
     def _delivered(self, drive: Drive, key: str, records: tuple[DeliveryRecord, ...]) -> None:
         now = self._clock()
@@ -201,90 +333,20 @@ class Driver:
         sent = {(r.channel, r.recipient): r.message_id for r in records if r.status == "sent"}
         drive.delivered[key] = {**drive.delivered.get(key, {}), **sent}
 
-    async def _record(
-        self,
-        drive: Drive,
-        end: DriveEnd | None,
-        prepare: Prepare,
-        entry: tuple[str, str],
-        valid: Callable[[], bool],
-        *,
-        dead: str | None = None,
-    ) -> None:
-        state, now = drive.state, self._clock()
-        change = Change(valid=valid, attempts=drive.fresh_attempts, deliveries=drive.fresh_deliveries)
-        _put_run(change, drive, now, TIMER if isinstance(end, Parked) else drive.holder)
-        before = drive.stored.steps
-        change.steps = [_step_row(drive.run_id, s) for k, s in state.steps.items() if before.get(k) is not s]
-        if isinstance(end, Parked) and state.at is not None:
-            due = state.steps[state.at].due_at
-            change.timers = [TimerRow(drive.run_id, state.at, due if due is not None else now, drive.priority)]
-        if dead is not None:
-            change.letters = [_letter(drive, dead, entry, now)]
-        prepare(change, drive, end)
-        await self._recorder.record(change)
-        drive.version += 1
-        drive.claimed = True
-        drive.stored = state
-        drive.fresh_attempts, drive.fresh_deliveries = [], []
-
 
 def idempotency_key(run_id: str, key: str) -> str:
     """What every attempt of step ``key`` of a run hands to what it calls: readable, and unique for ever."""
     return f"{run_id}:{key}"
 
 
-def _unrecorded(drive: Drive) -> bool:
-    """Whether a result stands in memory only: it has to be durable before the next effect begins."""
+def _needs_record(drive: Drive, asked: Sequence[RunAction]) -> bool:
+    """Whether something has to be durable before the attempts begin: results, what was asked for, an intent."""
+    if not drive.claimed or drive.pending or drive.calls:
+        return True
+    workflow = drive.revision.workflow
+    if any(workflow.steps[workflow.by_id[c.step]].at_most_once for c in asked):
+        return True
+    if len(drive.state.steps) == 1:
+        return False
     stored = drive.stored.steps
-    return any(s.status in (*TERMINAL, WAITING) and stored.get(k) is not s for k, s in drive.state.steps.items())
-
-
-def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> None:
-    state = drive.state
-    kept = None
-    if state.status not in TERMINAL or state.status == FAILED:
-        first = {k: s.first_at for k, s in state.steps.items() if k == state.at and s.first_at is not None}
-        kept = dumps({"at": state.at, "first_at": first, "by": holder}).decode()
-    if drive.version == 0:
-        row = RunRow(
-            id=drive.run_id,
-            event_uid=drive.event.uid,
-            workflow_id=drive.revision.workflow_id,
-            revision_id=drive.revision.id,
-            status=state.status,
-            version=1,
-            started_at=drive.started_at,
-            finished_at=state.finished_at,
-            updated_at=now,
-            priority=drive.priority,
-            state=kept,
-            error=state.error,
-            origin=drive.origin,
-        )
-        change.runs = [row]
-    else:
-        update = RunUpdate(drive.run_id, state.status, drive.version + 1, state.finished_at, now, kept, state.error)
-        change.run_updates = [update]
-
-
-def _step_row(run_id: str, s: StepState) -> StepRow:
-    output = dumps(s.output).decode() if s.output is not None else None
-    return StepRow(run_id, s.key, s.seq, s.status, s.attempt, s.started_at, s.finished_at, s.due_at, output, s.error)
-
-
-def _letter(drive: Drive, key: str, entry: tuple[str, str], now: float) -> LetterRow:
-    failed = drive.state.steps[key]
-    return LetterRow(
-        id=uuid7(int(now * 1000)),
-        kind="step",
-        event_uid=drive.event.uid,
-        run_id=drive.run_id,
-        step=key,
-        stream=entry[0],
-        entry_id=entry[1],
-        fields=None,
-        error=failed.error or "",
-        attempts=failed.attempt,
-        created_at=now,
-    )
+    return any(s.status in _RESULTS and stored.get(k) is not s for k, s in drive.state.steps.items())

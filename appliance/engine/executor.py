@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from appliance.batching import Batcher
-from appliance.engine.drive import Backoff, Drive, DriveEnd, Driver, Ended, Parked
-from appliance.engine.state import RETRYING, RUNNING, TERMINAL, TIMER, WAITING, Resumed, Started
-from appliance.errors import Malformed
+from appliance.engine.changes import Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
+from appliance.engine.drive import Driver, Prepare
+from appliance.engine.listeners import Listeners, business_key
+from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
+from appliance.errors import Malformed, NotFound
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
 from appliance.identifiers import derived_uuid7, milliseconds_of, run_id_for
 from appliance.observe.metrics import METRICS
@@ -40,6 +42,24 @@ class Definitions(Protocol):
         """The rules in force."""
         ...
 
+    @property
+    def version(self) -> int:
+        """Of the rules in force; another replica may have newer ones for a second."""
+        ...
+
+    async def catch_up(self, version: int) -> None:
+        """Take over what another replica changed, up to ``version`` at least."""
+        ...
+
+    @property
+    def listeners(self) -> Listeners:
+        """What runs of any revision may listen for."""
+        ...
+
+    def current(self, name: str) -> Revision:
+        """The revision in force of a workflow, disabled or not; NotFound."""
+        ...
+
     async def revision(self, revision_id: int) -> Revision:
         """A revision by its id; NotFound."""
         ...
@@ -49,7 +69,14 @@ class Executor:
     """The consumer's handler."""
 
     def __init__(
-        self, definitions: Definitions, runs: Runs, recorder: Recorder, driver: Driver, leases: Leases, keys: Keys
+        self,
+        definitions: Definitions,
+        runs: Runs,
+        recorder: Recorder,
+        driver: Driver,
+        leases: Leases,
+        keys: Keys,
+        on_timer: Callable[[float], None],
     ) -> None:
         self._definitions = definitions
         self._runs = runs
@@ -57,6 +84,7 @@ class Executor:
         self._driver = driver
         self._leases = leases
         self._keys = keys
+        self._on_timer = on_timer
         self._lookups: Batcher[str, Prior | None] = Batcher(runs.prior, limit=_LOOKUP_LIMIT, name="lookups")
         self._outcomes: Batcher[str, str | None] = Batcher(runs.outcomes, limit=_LOOKUP_LIMIT, name="outcomes")
         self._claims: Batcher[tuple[str, str], tuple[str, bool]] = Batcher(
@@ -137,13 +165,43 @@ class Executor:
             return Settled(prior.outcome)
         view = event.view()
         rules = self._definitions.matcher.match(view)
-        if not rules and prior is None:
+        told = False
+        if digests := self._definitions.listeners.digests(view):
+            prior, told = await self._tell(entry, event, digests, prior)
+        if not rules and prior is None and event.start is None:
             change = self._change(entry)
             change.events = [_event_row(entry, event, UNMATCHED)]
             await self._recorder.record(change)
+            await self._tell_newcomers(entry, event, view)
             return Settled(UNMATCHED)
         revisions = [rule.payload for rule in rules]
-        return await self._drive_all(entry, event, await self._drives(entry, event, view, revisions, prior), prior)
+        drives = await self._drives(entry, event, view, revisions, prior)
+        verdict = await self._drive_all(entry, event, drives, prior, told=told)
+        await self._tell_newcomers(entry, event, view)
+        return verdict
+
+    async def _tell(self, entry: Entry, event: Event, digests: list[str], prior: Prior | None) -> tuple[Prior, bool]:
+        """Tell the runs that wait for the event; whether there are any.
+
+        The event is recorded first: a run that begins to listen meanwhile finds it when it looks back, so that one of
+        the two always sees the other.
+        """
+        change = self._change(entry)
+        if prior is None:
+            change.events = [_event_row(entry, event, None)]
+        change.add("correlations", *correlation_rows(event.uid, digests))
+        await self._recorder.record(change)
+        if told := await self._runs.correlate(event.uid, digests):
+            self._on_timer(time.time())
+        return prior or Prior(None), told or await self._runs.is_listened_for(event.uid, digests)
+
+    async def _tell_newcomers(self, entry: Entry, event: Event, view: dict[str, Any]) -> None:
+        """Another replica has newer workflows than these: their runs may wait for the event already."""
+        if self._recorder.catalog_version <= self._definitions.version:
+            return
+        await self._definitions.catch_up(self._recorder.catalog_version)
+        if digests := self._definitions.listeners.digests(view):
+            await self._tell(entry, event, digests, Prior(None))
 
     async def _duplicate(self, entry: Entry, event: Event, first: str) -> Verdict:
         change = self._change(entry)
@@ -156,37 +214,82 @@ class Executor:
     ) -> list[Drive]:
         """A run for each workflow that matches, and those that were begun before, whatever matches now."""
         begun = {run.id: run for run in prior.runs} if prior is not None else {}
+        for run in begun.values():
+            if run.state.status == WAITING:  # who parked it may not have got round to it
+                await self._look_back(run.id)
         drives = [await self._stored_drive(run, event, view) for run in begun.values() if _unfinished(run)]
+        if event.start is not None and all(r.workflow.name != event.start[0] for r in revisions):
+            revisions = [*revisions, self._wanted(event.start[0])]
         now = time.time()
         for revision in revisions:
             run_id = run_id_for(event.uid, revision.workflow.name)
-            if run_id not in begun:
-                priority = revision.workflow.priority or entry.priority
-                drive = Drive(
-                    run_id=run_id, revision=revision, event=event, view=view, priority=priority, started_at=now
-                )
+            if run_id in begun:
+                continue
+            drive = Drive(
+                run_id=run_id,
+                revision=revision,
+                event=event,
+                facts=_facts(run_id, revision, view, event.data, now),
+                priority=revision.workflow.priority or entry.priority,
+                started_at=now,
+            )
+            if event.start is not None and event.start[0] == revision.workflow.name:
+                drive.origin = event.start[1]
+            if revision.workflow.machine is None or await self._is_first(drive, view):
                 drives.append(drive)
         return drives
+
+    def _wanted(self, name: str) -> Revision:
+        """The workflow that is to be started by its name."""
+        try:
+            return self._definitions.current(name)
+        except NotFound as error:
+            raise Malformed(f"it is to start a workflow that isn't there: {error}") from None
+
+    async def _is_first(self, drive: Drive, view: dict[str, Any]) -> bool:
+        """Whether an event begins a state machine: not if its key has a live one, which was told of it."""
+        machine = drive.revision.workflow.machine
+        drive.machine_key = business_key(machine.correlate, view) if machine is not None else None
+        if drive.machine_key is None:
+            return True
+        return await self._runs.machine(drive.revision.workflow_id, drive.machine_key) is None
 
     async def _stored_drive(
         self, run: StoredRun, event: Event, view: dict[str, Any], holder: str | None = None
     ) -> Drive:
+        revision = await self._definitions.revision(run.revision_id)
         return Drive(
             run_id=run.id,
-            revision=await self._definitions.revision(run.revision_id),
+            revision=revision,
             event=event,
-            view=view,
+            facts=_facts(run.id, revision, view, run.details.get("input", event.data), run.started_at),
             priority=run.priority,
             started_at=run.started_at,
+            origin=run.origin,
+            details=dict(run.details),
             state=run.state,
             stored=run.state,
             version=run.version,
             delivered=dict(run.delivered),
             holder=holder,
             claimed=run.holder == holder,
+            asked=run.asked,
         )
 
-    async def _drive_all(self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None) -> Verdict:
+    async def _drive(self, entry: Entry, drive: Drive, given: Input, prepare: Prepare) -> DriveEnd:
+        end = await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
+        if isinstance(end, Parked) and drive.listens:
+            await self._look_back(drive.run_id)
+        return end
+
+    async def _look_back(self, run_id: str) -> None:
+        """Events that a run waits for may have come before it did."""
+        if await self._runs.look_back(run_id):
+            self._on_timer(time.time())
+
+    async def _drive_all(
+        self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None, *, told: bool = False
+    ) -> Verdict:
         sole = len(drives) == 1
 
         def prepare(change: Change, drive: Drive, end: DriveEnd | None) -> None:
@@ -198,8 +301,7 @@ class Executor:
                 change.outcomes = [OutcomeRow(event.uid, HANDLED)]
 
         async def run(drive: Drive) -> DriveEnd:
-            given = Started() if drive.version == 0 else Resumed()
-            return await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
+            return await self._drive(entry, drive, _first_input(drive), prepare)
 
         ends = [await run(drives[0])] if sole else await _together([run(drive) for drive in drives])
         delays = [end.delay_s for end in ends if isinstance(end, Backoff)]
@@ -209,7 +311,7 @@ class Executor:
             return Settled(DEAD if _is_dead(ends[0]) else HANDLED)
         if not sole:
             change = self._change(entry)
-            idle = not drives and (prior is None or not prior.runs)
+            idle = not drives and not told and (prior is None or not prior.runs)
             change.outcomes = [OutcomeRow(event.uid, UNMATCHED if idle else HANDLED)]
             await self._recorder.record(change)
         if prior is None and not any(_is_dead(end) or isinstance(end, Parked) for end in ends):
@@ -225,29 +327,37 @@ class Executor:
         if run is None or found is None:
             return Settled(HANDLED if work.reopens else INTERNAL)
         event, _ = found
-        if not _wakes(work, run, (entry.name, *before)):
+        if run.state.status in TERMINAL or run.state.status == PAUSED:
             return await self._settled_work(entry, work, run, event.uid)
-        drive = await self._stored_drive(run, event, event.view(), entry.name)
+        if run.holder not in (TIMER, entry.name, *before):
+            return Later(_patience_s(entry))  # somebody else has it in hand
+        if run.state.status == WAITING:
+            await self._look_back(run.id)
+        return await self._wake(entry, work, await self._stored_drive(run, event, event.view(), entry.name))
+
+    async def _wake(self, entry: Entry, work: Work, drive: Drive) -> Verdict:
+        uid = drive.event.uid
 
         def prepare(change: Change, _: Drive, end: DriveEnd | None) -> None:
             if work.reopens and end is not None and not isinstance(end, Backoff):
-                change.outcomes = [OutcomeRow(event.uid, HANDLED)]
+                change.outcomes = [OutcomeRow(uid, HANDLED)]
             elif _is_dead(end):
-                change.deaths = [DeathRow(event.uid, letter.id) for letter in change.letters]
+                change.deaths = [DeathRow(uid, letter.id) for letter in change.letters]
 
-        end = await self._driver.run(drive, Resumed(), prepare, _place(entry), lambda: self._leases.holds(entry))
+        given = _given(drive, await self._runs.signals(drive.run_id))
+        end = await self._drive(entry, drive, given, prepare)
         if isinstance(end, Backoff):
             return Later(end.delay_s)
         if work.reopens:
-            return Settled(await self._outcomes.submit(event.uid) or HANDLED)
-        return await self._died(run.id, entry) if _is_dead(end) else Settled(INTERNAL)
+            return Settled(await self._outcomes.submit(uid) or HANDLED)
+        return await self._died(drive.run_id, entry) if _is_dead(end) else Settled(INTERNAL)
 
     async def _settled_work(self, entry: Entry, work: Work, run: StoredRun, uid: str) -> Verdict:
         """Nothing is left to do: the entry was delivered before, the run was cancelled or has moved on."""
         if not work.reopens:
             return await self._died(run.id, entry)
         outcome = await self._outcomes.submit(uid)
-        if outcome is None and run.state.status in TERMINAL:
+        if outcome is None:
             change = self._change(entry)
             change.outcomes = [OutcomeRow(uid, HANDLED)]
             await self._recorder.record(change)
@@ -311,22 +421,41 @@ def _is_dead(end: DriveEnd | None) -> bool:
 
 def _unfinished(run: StoredRun) -> bool:
     """Whether the entry of its event is what moves the run on. One that was ever parked belongs to its timers."""
-    return run.holder is None and run.state.status in (RUNNING, RETRYING)
+    return run.holder is None and run.state.status not in TERMINAL and run.state.status != PAUSED
+
+
+def _facts(run_id: str, revision: Revision, view: dict[str, Any], given: Any, started_at: float) -> Facts:
+    """What the run knows besides its steps."""
+    workflow = revision.workflow
+    run = {"id": run_id, "workflow": workflow.name, "revision": revision.number, "started_at": started_at}
+    if workflow.machine is not None:
+        run["event"] = view
+    return Facts(view, given, run, {})
+
+
+def _first_input(drive: Drive) -> Input:
+    """What a run that its event's entry moves on is told first."""
+    if drive.revision.workflow.machine is not None and drive.version == 0 and drive.machine_key is None:
+        return Cancelled("correlate gives no business key for the event")
+    return Started() if drive.version == 0 else Resumed()
+
+
+def _given(drive: Drive, signals: tuple[Signal, ...]) -> Input:
+    """What a run that was woken is told; a rerun begins at its step."""
+    rerun = (drive.details or {}).get("rerun")
+    if rerun is not None and drive.state.ending is None and not drive.state.active():
+        return Started(rerun.get("from"))
+    return Resumed(signals)
+
+
+def _patience_s(entry: Entry) -> float:
+    """How long to wait before asking again for a run that somebody else has in hand: longer each time."""
+    return min(2.0, max(0.05, (time.time() * 1000 - entry_ms(entry.id)) / 4000))
 
 
 def _is_copy(entry: Entry, event: Event) -> bool:
     """Whether the entry may be a copy that somebody made of an earlier one: its event is of another time."""
     return abs(entry_ms(entry.id) - milliseconds_of(event.uid)) > _COPY_MS
-
-
-def _wakes(work: Work, run: StoredRun, names: tuple[str, ...]) -> bool:
-    """Whether work, by the names of its entry, has a run to go on with: one that it took up before, or a parked one.
-
-    A timer may fire twice: the second entry finds the run taken up, or gone on.
-    """
-    if run.holder == TIMER:
-        return run.state.status in (RETRYING, WAITING) and run.state.at == work.key
-    return run.holder in names and run.state.status in (RUNNING, RETRYING)
 
 
 def _place(entry: Entry) -> tuple[str, str]:

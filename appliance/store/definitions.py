@@ -22,6 +22,8 @@ class NewDefinition:
     digest: str
     definition: str
     source: str | None = None
+    listeners: tuple[tuple[str, str], ...] = ()
+    """(digest, JSON) of what its runs may listen for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ class DefinitionStore:
             cursor = await connection.execute(_SQL["revisions"], (list(ids),))
             return [StoredRevision(*row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
 
+    async def listeners(self) -> list[str]:
+        """What runs of any revision may listen for, as JSON."""
+        async with checked_out(self._pool) as connection:
+            cursor = await connection.execute(_SQL["listeners"])
+            return [str(row[0]) for row in await cursor.fetchall()]
+
     async def put(self, definitions: Sequence[NewDefinition], actor: str) -> None:
         """Make these the definitions in force, all or none. What is so already changes nothing, nor the version."""
         if not definitions:
@@ -88,6 +96,9 @@ class DefinitionStore:
                 _SQL["add_revisions"],
                 (names, digests, [d.definition for d in definitions], [d.source for d in definitions]),
             )
+            if listeners := sorted({listener for d in definitions for listener in d.listeners}):
+                values = ([digest for digest, _ in listeners], [shape for _, shape in listeners])
+                await connection.execute(_SQL["add_listeners"], values)
             cursor = await connection.execute(
                 _SQL["set_current"],
                 (names, origins, [d.file for d in definitions], [d.enabled for d in definitions], digests),

@@ -1,6 +1,6 @@
 """Time partitions of the history: made ahead of time, dropped when they are older than the retention.
 
-``events``, ``runs``, ``steps`` and ``attempts`` are partitioned by ranges of UUIDv7, whose first 48 bits are Unix
+Events, runs and what belongs to them are partitioned by ranges of UUIDv7, whose first 48 bits are Unix
 milliseconds. A partition's name carries its range: ``runs_20261119t00_20261126t00``. Rows outside every range (clocks
 that jump, long gaps) land in ``<table>_default``, so that an insert never fails for want of a partition.
 """
@@ -21,13 +21,22 @@ from appliance.identifiers import range_start
 
 _log = logging.getLogger(__name__)
 
-KEYS = {"events": "uid", "runs": "id", "steps": "run_id", "attempts": "run_id"}
+KEYS = {
+    "events": "uid",
+    "correlations": "event_uid",
+    "runs": "id",
+    "steps": "run_id",
+    "attempts": "run_id",
+    "signals": "run_id",
+    "tasks": "id",
+}
 """The partitioned tables and what each is partitioned by, children last (they are dropped in reverse order)."""
 
 _DEPENDANTS: Mapping[str, LiteralString] = {
     "event_keys": "seen_at < %(limit)s",
     "duplicates": "uid < %(bound)s",
     "deliveries": "run_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = run_id)",
+    "children": "parent_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = parent_id)",
     "dead_letters": "id < %(bound)s AND status <> 'open'",
 }
 """What goes with the history although it is not partitioned, and when. Open dead letters wait for a decision."""

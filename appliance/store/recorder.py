@@ -50,10 +50,12 @@ class Recorder:
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], *, batch: int, timeout_s: float = 35.0) -> None:
         self.healthy = True
+        self.catalog_version = 0
+        """Of the workflows in force, as of the last commit (see ``store/definitions.py``)."""
         self._timeout_s = timeout_s
         self._connect = connect
         self._connection: Connection | None = None
-        self._sql = named("record")
+        self._sql = {**named("record"), **named("parked")}
         self._batcher: Batcher[Change, None] = Batcher(self._flush, limit=batch, name="recorder")
         self._closing = False
 
@@ -128,24 +130,40 @@ class Recorder:
             alarm.cancel()
 
     async def _send(self, connection: Connection, batch: list[Change]) -> None:
+        going_on = {row.id: change for change in batch for row in change.run_updates if row.finished_at is None}
+        asked, version = connection.cursor(), connection.cursor()
         async with connection.pipeline():
             try:
                 await self._queue(connection.cursor(), batch)
+                if going_on:
+                    await asked.execute(self._sql["asked"], [list(going_on)])
+                await version.execute(self._sql["catalog_version"])
             except BaseException:
                 await connection.close()  # before the pipeline's Sync, which would commit what went out already
                 raise
+        for row in await asked.fetchall() if going_on else ():
+            going_on[str(row[0])].asked = str(row[1])
+        if (found := await version.fetchone()) is not None:
+            self.catalog_version = int(str(found[0]))
 
     async def _queue(self, cursor: psycopg.AsyncCursor[Any], batch: list[Change]) -> None:
         if decided := [row[0] for change in batch for row in chain(change.deaths, change.outcomes)]:
             await cursor.execute(self._sql["lock"], [decided])
         for name in _ORDER:
             rows = list(chain.from_iterable(getattr(change, name) for change in batch))
-            if not rows:
-                continue
-            columns: list[Any] = [column(values) for values in zip(*rows, strict=True)]
-            if name == "run_updates":
-                columns.append(len(rows))
-            await cursor.execute(self._sql[name], columns)
+            if rows:
+                await self._write(cursor, name, rows)
+        rare = [change.more for change in batch if change.more is not None]
+        for name in _RARE if rare else ():
+            rows = [row for more in rare for row in more.get(name, ())]
+            if rows:
+                await self._write(cursor, name, rows)
+
+    async def _write(self, cursor: psycopg.AsyncCursor[Any], name: str, rows: list[Any]) -> None:
+        columns: list[Any] = [column(values) for values in zip(*rows, strict=True)]
+        if name == "run_updates":
+            columns.append(len(rows))
+        await cursor.execute(self._sql[name], columns)
 
     async def _refused(self, batch: list[Change], error: Exception) -> list[BaseException | None]:
         """The transaction failed for good: find the changes at fault by halving."""
@@ -201,6 +219,11 @@ _ORDER = (
     "events", "runs", "run_updates", "steps", "attempts", "timers", "deliveries", "letters", "duplicates", "deaths",
     "outcomes",
 )  # fmt: skip
+_RARE = (
+    "correlations", "machines", "waits", "tasks", "children", "signals", "taken", "closed_tasks", "closed_waits",
+    "cancelled_children", "no_timers", "ended_timers", "ended_waits", "ended_machines", "ended_signals", "outbox",
+)  # fmt: skip
+"""In the order in which they are sent: what is asked for in a change is closed behind it."""
 
 
 def _count(batch: list[Change], answers: list[BaseException | None]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class EventRow(NamedTuple):
@@ -44,6 +44,8 @@ class RunRow(NamedTuple):
     state: str | None
     error: str | None
     origin: str | None
+    details: str | None = None
+    result: str | None = None
 
 
 class RunUpdate(NamedTuple):
@@ -56,6 +58,9 @@ class RunUpdate(NamedTuple):
     updated_at: float
     state: str | None
     error: str | None
+    result: str | None = None
+    noticed: bool = False
+    """What a person asked for is done: ``asked`` is cleared."""
 
 
 class StepRow(NamedTuple):
@@ -146,6 +151,102 @@ class OutcomeRow(NamedTuple):
     outcome: str | None
 
 
+class WaitRow(NamedTuple):
+    """A run that listens for events with this digest, looking back to ``since`` (a UUID's time)."""
+
+    run_id: str
+    key: str
+    digest: str
+    since: str
+
+
+class CorrelationRow(NamedTuple):
+    """An event by what it may be waited for."""
+
+    digest: str
+    event_uid: str
+
+
+class MachineRow(NamedTuple):
+    """The live state machine of a business key; one that is there already is an error on purpose."""
+
+    workflow_id: int
+    business_key: str
+    run_id: str
+
+
+class TaskRow(NamedTuple):
+    """A person's task."""
+
+    id: str
+    run_id: str
+    key: str
+    workflow_id: int
+    title: str
+    description: str | None
+    assignee: str | None
+    people: str | None
+    form: str
+    created_at: float
+    due_at: float | None
+
+
+class ChildRow(NamedTuple):
+    """A run and the run that a step of it called."""
+
+    parent_id: str
+    key: str
+    run_id: str
+
+
+class SignalRow(NamedTuple):
+    """Something that came in for a run."""
+
+    run_id: str
+    id: str
+    key: str
+    kind: str
+    event_uid: str | None
+    payload: str | None
+
+
+class TakenRow(NamedTuple):
+    """A signal that was looked at; somebody else must not have done so."""
+
+    run_id: str
+    id: str
+    key: str
+    taken: str
+    by: str
+
+
+class ClosedTaskRow(NamedTuple):
+    """A task that is over without an answer; one that was answered meanwhile is an error on purpose."""
+
+    run_id: str
+    key: str
+    status: str
+
+
+class Mark(NamedTuple):
+    """A run, or a step of it."""
+
+    run_id: str
+    key: str
+
+
+class OutboxRow(NamedTuple):
+    """An event to be put into a stream. ``entry`` is the entry's fields as a JSON object of texts.
+
+    ``durable``: the row stays until the event is settled; otherwise only until it was put in.
+    """
+
+    uid: str
+    priority: str
+    entry: str
+    durable: bool
+
+
 def _always() -> bool:
     return True
 
@@ -169,3 +270,13 @@ class Change:
     deaths: Sequence[DeathRow] = ()
     outcomes: Sequence[OutcomeRow] = ()
     valid: Callable[[], bool] = _always
+    more: dict[str, list[Any]] | None = None
+    """Rows that most changes have none of, by the name of their statement (``store/sql/parked.sql``)."""
+    asked: str | None = None
+    """Filled in by the recorder: what a person asked of the run, if it was updated."""
+
+    def add(self, name: str, *rows: Any) -> None:
+        """Put rows into ``more``."""
+        if self.more is None:
+            self.more = {}
+        self.more.setdefault(name, []).extend(rows)

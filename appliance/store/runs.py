@@ -9,7 +9,8 @@ from typing import Any
 
 import orjson
 
-from appliance.engine.state import RunState, StepState
+from appliance.engine.snapshot import unpack
+from appliance.engine.state import RunState, Signal, StepState, step_of
 from appliance.events import Event, format_time
 from appliance.identifiers import milliseconds_of, range_start
 from appliance.store.pool import Connection, Pool, checked_out
@@ -35,6 +36,11 @@ class StoredRun:
     state: RunState
     holder: str | None = None
     delivered: Mapping[str, Delivered] = field(default_factory=dict)
+    origin: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """How it was started: input, parent ({run, key}), depth, rerun ({run, from}) …"""
+    asked: str | None = None
+    """``pause`` or ``cancel``: what a person asked for and the run has not taken notice of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,33 @@ class Runs:
         async with checked_out(self._pool) as connection:
             runs = await _stored(connection, await _rows(connection, "run", run_id))
         return runs[0] if runs else None
+
+    async def signals(self, run_id: str) -> tuple[Signal, ...]:
+        """What came in for a run and waits to be looked at, a thousand at most, oldest first."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "open_signals", run_id)
+        return tuple(_signal(row) for row in rows)
+
+    async def correlate(self, uid: str, digests: Sequence[str]) -> bool:
+        """Tell those who listen for an event; whether anybody was told now. Durable; nobody is told twice."""
+        async with checked_out(self._pool) as connection:
+            return bool((await _rows(connection, "correlate", [uid] * len(digests), list(digests)))[0][0])
+
+    async def is_listened_for(self, uid: str, digests: Sequence[str]) -> bool:
+        """Whether a run that listens now was told of the event."""
+        async with checked_out(self._pool) as connection:
+            return bool(await _rows(connection, "listening", [uid], list(digests)))
+
+    async def look_back(self, run_id: str) -> int:
+        """Tell a run of the events that it listens for and that came before it did; returns how many are new to it."""
+        async with checked_out(self._pool) as connection:
+            return int((await _rows(connection, "look_back", run_id))[0][0])
+
+    async def machine(self, workflow_id: int, business_key: str) -> str | None:
+        """The live state machine of a business key."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "machine_of", workflow_id, business_key)
+        return rows[0][0] if rows else None
 
     async def event(self, uid: str) -> tuple[Event, str | None] | None:
         """An event and its outcome."""
@@ -148,10 +181,10 @@ async def _stored(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> li
 
 
 def _run(row: Sequence[Any], steps: Iterable[StepState], delivered: Mapping[str, Delivered]) -> StoredRun:
-    run_id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, priority, state, error = row
+    run_id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, priority, *rest = row
+    state, error, origin, details, result, asked = rest
     kept = orjson.loads(state) if state else {}
-    first = kept.get("first_at", {})
-    visits = {s.key: s._replace(first_at=first.get(s.key, s.started_at)) for s in steps}
+    ended = orjson.loads(result) if result else None
     return StoredRun(
         id=run_id,
         event_uid=event_uid,
@@ -160,17 +193,27 @@ def _run(row: Sequence[Any], steps: Iterable[StepState], delivered: Mapping[str,
         version=version,
         started_at=started_at,
         priority=priority,
-        state=RunState(status, kept.get("at"), visits, error, finished_at),
+        state=unpack(kept, status, {s.key: s for s in steps}, error, finished_at, ended),
         holder=kept.get("by"),
         delivered=delivered,
+        origin=origin,
+        details=orjson.loads(details) if details else {},
+        asked=asked,
     )
+
+
+def _signal(row: Sequence[Any]) -> Signal:
+    signal_id, key, kind, payload, event_uid, *event = row
+    if kind == "event" and event[0] is not None:
+        return Signal(signal_id, key, kind, _event(event)[0].view(), event_uid)
+    return Signal(signal_id, key, kind, orjson.loads(payload) if payload else {}, event_uid)
 
 
 def _step(values: Sequence[Any]) -> StepState:
     key, seq, status, attempt, started_at, finished_at, due_at, output, error = values
     return StepState(
         key=key,
-        step=key.partition("#")[0],
+        step=step_of(key),
         seq=seq,
         status=status,
         attempt=attempt,

@@ -51,6 +51,16 @@ def compile_workflow(
     triggers = _triggers(model, problems)
     steps = tuple(_step(step, index, problems) for index, step in enumerate(model.steps))
     problems += flow.check(steps)
+    known = {step.id: step.index for step in steps}
+    steps = tuple(
+        replace(
+            step,
+            after=after,
+            follow=None if step.next == "end" else known.get(step.next, after) if step.next is not None else after,
+        )
+        for step in steps
+        for after in [step.index + 1 if step.index + 1 < len(steps) else None]
+    )
     if actions is not None:
         for index, step in enumerate(model.steps):
             if step.action is not None:

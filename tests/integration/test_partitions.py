@@ -29,7 +29,7 @@ async def conn(database_url: str) -> AsyncIterator[Connection]:
 
 
 async def add_history(conn: Connection, at: datetime, status: str = "succeeded") -> str:
-    """An event with a run, a step and a failed attempt; returns the run's id."""
+    """An event with a run, and a row of every table that belongs to it; returns the run's id."""
     uid = uuid7(int(at.timestamp() * 1000))
     run = run_id_for(uid, "w")
     await conn.execute(
@@ -44,6 +44,14 @@ async def add_history(conn: Connection, at: datetime, status: str = "succeeded")
         "INSERT INTO steps (run_id, key, seq, status, attempt) VALUES (%s, 'a', 0, 'succeeded', 1)", (run,)
     )
     await conn.execute("INSERT INTO attempts VALUES (%s, 'a', 1, %s, %s, 'no')", (run, at, at))
+    await conn.execute("INSERT INTO correlations VALUES (%s, %s)", (uid, uid))
+    await conn.execute("INSERT INTO signals (run_id, id, key, kind) VALUES (%s, %s, 'a', 'event')", (run, uid))
+    await conn.execute(
+        "INSERT INTO tasks (id, run_id, key, workflow_id, title, form, created_at) "
+        "VALUES (%s, %s, 'a', 1, 't', '{}', %s)",
+        (run, run, at),
+    )
+    await conn.execute("INSERT INTO children VALUES (%s, 'a', %s)", (run, run))
     await conn.execute("INSERT INTO deliveries VALUES (%s, 'a', 'email', 'x', 'sent', 1, NULL, NULL, %s)", (run, at))
     return run
 
@@ -101,10 +109,10 @@ async def test_drops_what_is_wholly_older_than_the_retention(conn: Connection) -
     retention = timedelta(days=3)
     end = MONDAY + WEEK + retention
     await drop_expired(conn, retention, end - timedelta(seconds=1))
-    assert await counts(conn, *KEYS, "deliveries") == [2, 2, 2, 2, 2]
+    assert await counts(conn, *KEYS, "deliveries") == [2] * (len(KEYS) + 1)
     dropped = await drop_expired(conn, retention, end)
     assert sorted(dropped) == sorted(f"{t}_{THIS_WEEK}" for t in KEYS)
-    assert await counts(conn, *KEYS, "deliveries") == [1, 1, 1, 1, 1]
+    assert await counts(conn, *KEYS, "deliveries") == [1] * (len(KEYS) + 1)
 
 
 @pytest.mark.parametrize("status", ["running", "waiting", "retrying", "paused"])
@@ -113,10 +121,10 @@ async def test_keeps_what_an_unfinished_run_needs(conn: Connection, status: str)
     run = await add_history(conn, NOW, status)
     later = NOW + timedelta(days=60)
     await drop_expired(conn, timedelta(days=30), later)
-    assert await counts(conn, *KEYS, "deliveries") == [1, 1, 1, 1, 1]
+    assert await counts(conn, *KEYS, "deliveries") == [1] * (len(KEYS) + 1)
     await conn.execute("UPDATE runs SET status = 'cancelled' WHERE id = %s", (run,))
     await drop_expired(conn, timedelta(days=30), later)
-    assert await counts(conn, *KEYS, "deliveries") == [0, 0, 0, 0, 0]
+    assert await counts(conn, *KEYS, "deliveries") == [0] * (len(KEYS) + 1)
 
 
 async def test_deletes_what_is_old_outside_the_partitions(conn: Connection) -> None:
@@ -135,7 +143,8 @@ async def test_deletes_what_is_old_outside_the_partitions(conn: Connection) -> N
                 (letter, status, at),
             )
     await drop_expired(conn, timedelta(days=30), NOW)
-    assert await counts(conn, *KEYS, "deliveries", "event_keys", "duplicates", "dead_letters") == [1] * 7 + [3]
+    assert await counts(conn, *KEYS, "deliveries", "children", "event_keys", "duplicates") == [1] * 11
+    assert await counts(conn, "dead_letters") == [3]
 
 
 async def test_gives_up_instead_of_waiting_for_a_long_lock(conn: Connection, database_url: str) -> None:

@@ -50,3 +50,12 @@ UPDATE catalog_version SET version = version + 1
 INSERT INTO audit_log (actor, action, subject)
 SELECT %s, %s, name FROM unnest(%b::text[]) AS u (name)
 
+
+-- name: add_listeners
+INSERT INTO listeners (digest, shape) SELECT digest::uuid, shape::json
+FROM unnest(%b::text[], %b::text[]) AS u (digest, shape)
+ORDER BY digest
+ON CONFLICT (digest) DO NOTHING
+
+-- name: listeners
+SELECT shape::text FROM listeners ORDER BY digest

@@ -13,20 +13,23 @@ ON CONFLICT (uid) DO NOTHING
 -- name: runs
 -- A conflict is an error on purpose: somebody else has recorded this run.
 INSERT INTO runs (id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, updated_at,
-                  priority, state, error, origin)
+                  priority, state, error, origin, details, result)
 SELECT id::uuid, event_uid::uuid, workflow_id, revision_id, status::run_status, version, to_timestamp(started_at),
-       to_timestamp(finished_at), to_timestamp(updated_at), priority, state::json, error, origin
+       to_timestamp(finished_at), to_timestamp(updated_at), priority, state::json, error, origin, details::json,
+       result::json
 FROM unnest(%b::text[], %b::text[], %b::int4[], %b::int4[], %b::text[], %b::int4[], %b::float8[], %b::float8[],
-            %b::float8[], %b::text[], %b::text[], %b::text[], %b::text[])
+            %b::float8[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
      AS u (id, event_uid, workflow_id, revision_id, status, version, started_at, finished_at, updated_at, priority,
-           state, error, origin)
+           state, error, origin, details, result)
 
 -- name: run_updates
 WITH changed AS (
     UPDATE runs SET status = u.status::run_status, version = u.version, finished_at = to_timestamp(u.finished_at),
-                    updated_at = to_timestamp(u.updated_at), state = u.state::json, error = u.error
-    FROM unnest(%b::text[], %b::text[], %b::int4[], %b::float8[], %b::float8[], %b::text[], %b::text[])
-         AS u (id, status, version, finished_at, updated_at, state, error)
+                    updated_at = to_timestamp(u.updated_at), state = u.state::json, error = u.error,
+                    result = u.result::json, asked = CASE WHEN NOT u.noticed THEN runs.asked END
+    FROM unnest(%b::text[], %b::text[], %b::int4[], %b::float8[], %b::float8[], %b::text[], %b::text[], %b::text[],
+                %b::bool[])
+         AS u (id, status, version, finished_at, updated_at, state, error, result, noticed)
     WHERE runs.id = u.id::uuid AND runs.version = u.version - 1
     RETURNING 1
 )
@@ -52,8 +55,9 @@ FROM unnest(%b::text[], %b::text[], %b::int4[], %b::float8[], %b::float8[], %b::
 
 -- name: timers
 INSERT INTO timers (run_id, key, due_at, priority)
-SELECT run_id::uuid, key, to_timestamp(due_at), priority
+SELECT DISTINCT ON (run_id, key) run_id::uuid, key, to_timestamp(due_at), priority
 FROM unnest(%b::text[], %b::text[], %b::float8[], %b::text[]) AS u (run_id, key, due_at, priority)
+ORDER BY run_id, key, due_at
 ON CONFLICT (run_id, key) DO UPDATE SET due_at = EXCLUDED.due_at
 
 -- name: deliveries
@@ -107,3 +111,10 @@ WHERE events.uid = u.uid::uuid
 -- Which of these runs stand exactly as we wrote them? Asked when the reply to a commit was lost.
 SELECT runs.id::text, runs.version, extract(epoch FROM runs.updated_at)::float8
 FROM runs WHERE runs.id = ANY(%b::text[]::uuid[])
+
+-- name: outbox
+-- An event that is there already (its uid is derived) is the same one.
+INSERT INTO outbox (uid, priority, entry, durable)
+SELECT uid::uuid, priority, entry::json, durable
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::bool[]) AS u (uid, priority, entry, durable)
+ON CONFLICT (uid) DO NOTHING

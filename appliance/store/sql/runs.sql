@@ -11,20 +11,75 @@ FROM events WHERE uid = ANY(%b::text[]::uuid[])
 -- The runs of some events: an id shares its first 48 bits with its event's uid, so ranges of ids find them.
 SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version,
        extract(epoch FROM r.started_at)::float8, extract(epoch FROM r.finished_at)::float8, r.priority, r.state::text,
-       r.error
+       r.error, r.origin, r.details::text, r.result::text, r.asked
 FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (uid, low, high)
 JOIN runs r ON r.id >= u.low::uuid AND r.id < u.high::uuid AND r.event_uid = u.uid::uuid
 
 -- name: run
 SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version,
        extract(epoch FROM r.started_at)::float8, extract(epoch FROM r.finished_at)::float8, r.priority, r.state::text,
-       r.error
+       r.error, r.origin, r.details::text, r.result::text, r.asked
 FROM runs r WHERE r.id = %b::text::uuid
 
 -- name: steps
 SELECT run_id::text, key, seq, status::text, attempt, extract(epoch FROM started_at)::float8,
        extract(epoch FROM finished_at)::float8, extract(epoch FROM due_at)::float8, output::text, error
 FROM steps WHERE run_id = ANY(%b::text[]::uuid[]) ORDER BY run_id, seq
+
+-- name: open_signals
+-- What came in for a run and nobody looked at yet, in the order in which it came; with its event, if it is one.
+SELECT s.id::text, s.key, s.kind, s.payload::text, s.event_uid::text,
+       e.uid::text, e.id, e.source, e.type, e.subject, e.time, e.attributes::text, e.data::text, e.key::text,
+       e.outcome::text
+FROM signals s LEFT JOIN events e ON e.uid = s.event_uid
+WHERE s.run_id = %b::text::uuid AND s.taken IS NULL
+ORDER BY s.at, s.id
+LIMIT 1000
+
+-- name: correlate
+-- Who listens for an event with one of these digests is told of it: a signal, and a wake. Answers how many were told.
+WITH told AS (
+    INSERT INTO signals (run_id, id, key, kind, event_uid)
+    SELECT DISTINCT w.run_id, u.uid::uuid, w.key, 'event', u.uid::uuid
+    FROM unnest(%b::text[], %b::text[]) AS u (uid, digest)
+    JOIN waits w ON w.digest = u.digest::uuid
+    JOIN runs r ON r.id = w.run_id AND r.event_uid IS DISTINCT FROM u.uid::uuid
+    ORDER BY 1, 2
+    ON CONFLICT DO NOTHING
+    RETURNING run_id
+), woken AS (
+    INSERT INTO timers (run_id, key, due_at, priority)
+    SELECT DISTINCT told.run_id, '+signal', now(), runs.priority FROM told JOIN runs ON runs.id = told.run_id
+    ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
+)
+SELECT count(*) FROM told
+
+-- name: listening
+-- Which of these events somebody has been told of: (uid, run id).
+SELECT DISTINCT event_uid::text, run_id::text FROM signals
+WHERE kind = 'event' AND event_uid = ANY(%b::text[]::uuid[]) AND run_id = ANY(
+    SELECT run_id FROM waits WHERE digest = ANY(%b::text[]::uuid[]))
+
+-- name: look_back
+-- Events that came before the run began to listen for them; answers how many there are.
+WITH told AS (
+    INSERT INTO signals (run_id, id, key, kind, event_uid)
+    SELECT w.run_id, c.event_uid, w.key, 'event', c.event_uid
+    FROM waits w
+    JOIN runs r ON r.id = w.run_id
+    JOIN correlations c ON c.digest = w.digest AND c.event_uid >= w.since
+    WHERE w.run_id = %b::text::uuid AND c.event_uid IS DISTINCT FROM r.event_uid
+    ON CONFLICT DO NOTHING
+    RETURNING run_id
+), woken AS (
+    INSERT INTO timers (run_id, key, due_at, priority)
+    SELECT DISTINCT told.run_id, '+signal', now(), runs.priority FROM told JOIN runs ON runs.id = told.run_id
+    ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
+)
+SELECT count(*) FROM told
+
+-- name: machine_of
+SELECT run_id::text FROM machines WHERE workflow_id = %b AND business_key = %b
 
 -- name: delivered
 SELECT run_id::text, key, channel, recipient, message_id

@@ -1,0 +1,374 @@
+"""One run in this replica's hands, and what is committed of it: everything that follows from where it stands now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from appliance.engine import snapshot
+from appliance.engine.listeners import machine_digest, wait_digest, wait_shape
+from appliance.engine.state import (
+    PAUSED,
+    TIMER,
+    Ask,
+    Call,
+    Close,
+    Command,
+    Facts,
+    Listen,
+    RunState,
+    StepState,
+    Take,
+)
+from appliance.events import Event, dumps
+from appliance.identifiers import derived_uuid7, milliseconds_of, range_start, task_id_for, uuid7
+from appliance.store.rows import (
+    AttemptRow,
+    Change,
+    ChildRow,
+    ClosedTaskRow,
+    CorrelationRow,
+    DeliveryRow,
+    LetterRow,
+    MachineRow,
+    Mark,
+    RunRow,
+    RunUpdate,
+    SignalRow,
+    StepRow,
+    TakenRow,
+    TaskRow,
+    TimerRow,
+    WaitRow,
+)
+from appliance.store.runs import Delivered
+from appliance.workflows.revision import Revision
+
+PAUSE, CANCEL, RETRY = "pause", "cancel", "retry"
+"""What people ask of a run (``runs.asked``); whoever has it in hand, or takes it up next, takes notice."""
+SIGNAL = "+signal"
+"""Key of the timer that wakes a run because something came in; ``""`` is that of its own next time."""
+
+
+class Called(NamedTuple):
+    """A call of another workflow that can be made."""
+
+    command: Call
+    revision: Revision
+    depth: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Drive:
+    """One run in this replica's hands. ``version`` is the stored one; 0: nothing is stored yet."""
+
+    run_id: str
+    revision: Revision
+    event: Event
+    facts: Facts
+    priority: str
+    started_at: float
+    origin: str | None = None
+    details: dict[str, Any] | None = None
+    state: RunState = field(default_factory=RunState)
+    version: int = 0
+    delivered: dict[str, Delivered] = field(default_factory=dict)
+    fresh_attempts: list[AttemptRow] = field(default_factory=list)
+    fresh_deliveries: list[DeliveryRow] = field(default_factory=list)
+    stored: RunState = field(default_factory=RunState)
+    """``state`` as it was last recorded: what is different is written."""
+    holder: str | None = None
+    """Whose the run is while it is not parked: None, its event's entry; else the entry that woke it."""
+    claimed: bool = True
+    """Whether ``holder`` is recorded. Of two entries that would wake a run the second then finds that it is taken."""
+    pending: list[Command] = field(default_factory=list)
+    """What the core asked for beside attempts and calls, and is to be recorded."""
+    calls: list[Called] = field(default_factory=list)
+    asked: str | None = None
+    """What a person asked of the run and it has not taken notice of: ``pause`` or ``cancel``."""
+    noticed: bool = False
+    """It has taken notice since the last commit."""
+    paused: bool = False
+    listens: bool = False
+    """It began to listen for events while it was in hand: some may have come before."""
+    machine_key: str | None = None
+    """The business key of a state machine that begins."""
+    dead: str | None = None
+    """Key of the step that failed for good, once the run is over for that reason."""
+    titles: dict[str, str] = field(default_factory=dict)
+    """Of the tasks that were asked for, by step key."""
+
+    def recorded(self, asked: str | None) -> None:
+        """A change of it is durable; a person has ``asked`` this meanwhile."""
+        self.version += 1
+        self.claimed = True
+        self.stored = self.state
+        self.noticed = False
+        self.asked = asked
+        if self.fresh_attempts or self.fresh_deliveries:
+            self.fresh_attempts, self.fresh_deliveries = [], []
+        if self.pending or self.calls:
+            self.pending, self.calls = [], []
+
+
+class Ended(NamedTuple):
+    """The run is over. ``dead``: it failed, and nobody else takes care of that: it gets a dead letter."""
+
+    dead: bool
+
+
+class Parked(NamedTuple):
+    """The run waits, and its rows say for what: its entry may be acknowledged."""
+
+    paused: bool = False
+
+
+class Backoff(NamedTuple):
+    """The run waits for a moment, holding on to its entry."""
+
+    delay_s: float
+
+
+DriveEnd = Ended | Parked | Backoff
+
+Announce = Callable[[Drive, float], Any]
+"""The outbox row of the event that a run's end is announced by, or None."""
+
+
+def change_of(
+    drive: Drive, end: DriveEnd | None, now: float, entry: tuple[str, str], announce: Announce | None
+) -> Change:
+    """What is to be committed: where the run stands, and all that follows from it. ``entry`` is (priority, id)."""
+    state = drive.state
+    change = Change(attempts=drive.fresh_attempts, deliveries=drive.fresh_deliveries)
+    _put_run(change, drive, now, TIMER if isinstance(end, Parked) else drive.holder)
+    before = drive.stored.steps
+    change.steps = [_step_row(drive.run_id, s) for k, s in state.steps.items() if before.get(k) is not s]
+    if drive.pending or drive.calls:
+        _put_pending(change, drive, now)
+    if drive.machine_key is not None and drive.version == 0:
+        _put_machine(change, drive, drive.machine_key)
+    if isinstance(end, Parked) and not end.paused:
+        _put_timer(change, drive)
+    if isinstance(end, Ended):
+        _put_end(change, drive, end, now, entry, announce)
+    return change
+
+
+def machine_rows(drive: Drive, business_key: str) -> tuple[MachineRow, WaitRow]:
+    """What makes a run the one machine of its key, and lets it hear of events from its own on."""
+    workflow = drive.revision.workflow
+    since = range_start(milliseconds_of(drive.event.uid))
+    wait = WaitRow(drive.run_id, "", machine_digest(workflow.name, business_key), since)
+    return MachineRow(drive.revision.workflow_id, business_key, drive.run_id), wait
+
+
+def correlation_rows(uid: str, digests: list[str]) -> list[CorrelationRow]:
+    """An event by what it may be waited for."""
+    return [CorrelationRow(digest, uid) for digest in digests]
+
+
+def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> None:
+    state = drive.state
+    kept = snapshot.pack(state, holder)
+    result = snapshot.result(state) if state.finished_at is not None else None
+    kept_json = dumps(kept).decode() if kept is not None else None
+    result_json = dumps(result).decode() if result is not None else None
+    if drive.version == 0:
+        row = RunRow(
+            id=drive.run_id,
+            event_uid=drive.event.uid,
+            workflow_id=drive.revision.workflow_id,
+            revision_id=drive.revision.id,
+            status=PAUSED if drive.paused else state.status,
+            version=1,
+            started_at=drive.started_at,
+            finished_at=state.finished_at,
+            updated_at=now,
+            priority=drive.priority,
+            state=kept_json,
+            error=state.error,
+            origin=drive.origin,
+            details=dumps(drive.details).decode() if drive.details else None,
+            result=result_json,
+        )
+        change.runs = [row]
+        return
+    status = PAUSED if drive.paused and state.finished_at is None else state.status
+    update = RunUpdate(
+        drive.run_id,
+        status,
+        drive.version + 1,
+        state.finished_at,
+        now,
+        kept_json,
+        state.error,
+        result_json,
+        drive.noticed,
+    )
+    change.run_updates = [update]
+
+
+def _step_row(run_id: str, s: StepState) -> StepRow:
+    output = dumps(s.output).decode() if s.output is not None else None
+    return StepRow(run_id, s.key, s.seq, s.status, s.attempt, s.started_at, s.finished_at, s.due_at, output, s.error)
+
+
+def _put_timer(change: Change, drive: Drive) -> None:
+    due = drive.state.next_due()
+    if due is not None:
+        change.timers = [*change.timers, TimerRow(drive.run_id, "", due, drive.priority)]
+    elif drive.version:
+        change.add("no_timers", Mark(drive.run_id, ""))
+
+
+def _put_end(
+    change: Change, drive: Drive, end: Ended, now: float, entry: tuple[str, str], announce: Announce | None
+) -> None:
+    """The run is over: its rows go, whoever called it is told, and the world, if it wants to know."""
+    if drive.dead is not None and end.dead:
+        change.letters = [_letter(drive, drive.dead, entry, now)]
+    if drive.version:
+        mark = Mark(drive.run_id, "")
+        for name in ("ended_timers", "ended_waits", "ended_signals"):
+            change.add(name, mark)
+    if drive.revision.workflow.machine is not None:
+        change.add("ended_machines", Mark(drive.run_id, ""))
+    if drive.details and (parent := drive.details.get("parent")):
+        tell_parent(change, drive, parent, now)
+    if announce is not None and (row := announce(drive, now)) is not None:
+        change.add("outbox", row)
+
+
+def tell_parent(change: Change, drive: Drive, parent: dict[str, str], now: float) -> None:
+    """The run that called this one learns how it ended."""
+    state = drive.state
+    told = {"status": state.status, "outcome": state.outcome, "output": state.output, "error": state.error}
+    signal = derived_uuid7(int(now * 1000), "child", drive.run_id)
+    change.add("signals", SignalRow(parent["run"], signal, parent["key"], "child", None, dumps(told).decode()))
+    change.timers = [*change.timers, TimerRow(parent["run"], SIGNAL, now, drive.priority)]
+
+
+def _letter(drive: Drive, key: str, entry: tuple[str, str], now: float) -> LetterRow:
+    failed = drive.state.steps[key]
+    return LetterRow(
+        id=uuid7(int(now * 1000)),
+        kind="step",
+        event_uid=drive.event.uid,
+        run_id=drive.run_id,
+        step=key,
+        stream=entry[0],
+        entry_id=entry[1],
+        fields=None,
+        error=failed.error or "",
+        attempts=failed.attempt,
+        created_at=now,
+    )
+
+
+# --- what the core asked for -----------------------------------------------------------------------------------------
+
+
+def _put_pending(change: Change, drive: Drive, now: float) -> None:
+    """What was asked for and closed again since the last commit leaves no trace."""
+    fresh: dict[tuple[str, type], Command] = {}
+    for command in drive.pending:
+        if isinstance(command, Listen | Ask):
+            fresh[command.key, type(command)] = command
+        elif isinstance(command, Close):
+            _close(change, drive, command, fresh)
+        elif isinstance(command, Take):
+            taken = "taken" if command.taken else "ignored"
+            change.add("taken", TakenRow(drive.run_id, command.signal, command.key, taken, command.by))
+    for command in fresh.values():
+        if isinstance(command, Listen):
+            _listen(change, drive, command)
+        elif isinstance(command, Ask):
+            _ask(change, drive, command, now)
+    for called in drive.calls:
+        _call(change, drive, called, now)
+
+
+def _close(change: Change, drive: Drive, command: Close, fresh: dict[tuple[str, type], Command]) -> None:
+    asked = {"wait": Listen, "human_task": Ask}.get(command.kind)
+    if asked is not None and fresh.pop((command.key, asked), None) is not None:
+        return
+    if command.kind == "wait":
+        change.add("closed_waits", Mark(drive.run_id, command.key))
+    elif command.kind == "human_task" and command.status != "answered":
+        change.add("closed_tasks", ClosedTaskRow(drive.run_id, command.key, command.status))
+    elif command.kind == "workflow" and command.status != "answered":
+        begun = [called for called in drive.calls if called.command.key == command.key]
+        if begun:
+            drive.calls.remove(begun[0])
+        else:
+            change.add("cancelled_children", Mark(drive.run_id, command.key))
+
+
+def _listen(change: Change, drive: Drive, command: Listen) -> None:
+    workflow = drive.revision.workflow
+    shape = wait_shape(workflow.steps[workflow.by_id[command.step]])
+    since = range_start(int(drive.started_at * 1000))
+    change.add("waits", WaitRow(drive.run_id, command.key, wait_digest(shape, command.values), since))
+    drive.listens = True
+
+
+def _ask(change: Change, drive: Drive, command: Ask, now: float) -> None:
+    workflow = drive.revision.workflow
+    task = workflow.steps[workflow.by_id[command.step]].task
+    about = {name: _text(command.about.get(name)) for name in ("title", "description", "assignee", "group")}
+    drive.titles[command.key] = about["title"] or command.step
+    row = TaskRow(
+        id=task_id_for(drive.run_id, command.key),
+        run_id=drive.run_id,
+        key=command.key,
+        workflow_id=drive.revision.workflow_id,
+        title=about["title"] or command.step,
+        description=about["description"],
+        assignee=about["assignee"],
+        people=about["group"],
+        form=dumps(dict(task.form) if task is not None else {}).decode(),
+        created_at=now,
+        due_at=command.due_at,
+    )
+    change.add("tasks", row)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)[:4000]
+
+
+def _call(change: Change, drive: Drive, called: Called, now: float) -> None:
+    """A run of its own, which a timer starts: it may run on any replica."""
+    command, revision = called.command, called.revision
+    child = derived_uuid7(milliseconds_of(drive.run_id), "call", drive.run_id, command.key)
+    details = {"input": command.input, "parent": {"run": drive.run_id, "key": command.key}, "depth": called.depth}
+    priority = revision.workflow.priority or drive.priority
+    row = RunRow(
+        id=child,
+        event_uid=drive.event.uid,
+        workflow_id=revision.workflow_id,
+        revision_id=revision.id,
+        status="running",
+        version=1,
+        started_at=now,
+        finished_at=None,
+        updated_at=now,
+        priority=priority,
+        state=dumps({"by": TIMER}).decode(),
+        error=None,
+        origin="subflow",
+        details=dumps(details).decode(),
+        result=None,
+    )
+    change.runs = [*change.runs, row]
+    change.add("children", ChildRow(drive.run_id, command.key, child))
+    change.timers = [*change.timers, TimerRow(child, "", now, priority)]
+
+
+def _put_machine(change: Change, drive: Drive, business_key: str) -> None:
+    machine, wait = machine_rows(drive, business_key)
+    change.add("machines", machine)
+    change.add("waits", wait)
+    drive.listens = True
