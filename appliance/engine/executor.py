@@ -21,7 +21,7 @@ from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
 from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, OutcomeRow
-from appliance.store.runs import Prior, Runs, StoredRun
+from appliance.store.runs import Prior, Runs, StoredRun, Waking
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry, Later, Settled, Verdict
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
@@ -87,6 +87,7 @@ class Executor:
         self._on_timer = on_timer
         self._lookups: Batcher[str, Prior | None] = Batcher(runs.prior, limit=_LOOKUP_LIMIT, name="lookups")
         self._outcomes: Batcher[str, str | None] = Batcher(runs.outcomes, limit=_LOOKUP_LIMIT, name="outcomes")
+        self._wakings: Batcher[str, Waking | None] = Batcher(runs.to_wake, limit=_LOOKUP_LIMIT, name="wakings")
         self._claims: Batcher[tuple[str, str], tuple[str, bool]] = Batcher(
             runs.claim_keys, limit=_LOOKUP_LIMIT, name="claims"
         )
@@ -322,20 +323,20 @@ class Executor:
         """``before``: where this work stood in a stream before it was set aside and redriven."""
         if work.kind == REDO:
             return await self._redo(entry, work, before)
-        run = await self._runs.load(work.run)
-        found = await self._runs.event(run.event_uid) if run is not None and run.event_uid is not None else None
-        if run is None or found is None:
+        waking = await self._wakings.submit(work.run)
+        if waking is None:
             return Settled(HANDLED if work.reopens else INTERNAL)
-        event, _ = found
+        run, event = waking.run, waking.event
         if run.state.status in TERMINAL or run.state.status == PAUSED:
             return await self._settled_work(entry, work, run, event.uid)
         if run.holder not in (TIMER, entry.name, *before):
             return Later(_patience_s(entry))  # somebody else has it in hand
-        if run.state.status == WAITING:
+        drive = await self._stored_drive(run, event, event.view(), entry.name)
+        if entry.redelivered and run.state.status == WAITING:  # who parked it may not have got round to it
             await self._look_back(run.id)
-        return await self._wake(entry, work, await self._stored_drive(run, event, event.view(), entry.name))
+        return await self._wake(entry, work, drive, waking.signals)
 
-    async def _wake(self, entry: Entry, work: Work, drive: Drive) -> Verdict:
+    async def _wake(self, entry: Entry, work: Work, drive: Drive, signals: tuple[Signal, ...]) -> Verdict:
         uid = drive.event.uid
 
         def prepare(change: Change, _: Drive, end: DriveEnd | None) -> None:
@@ -344,8 +345,7 @@ class Executor:
             elif _is_dead(end):
                 change.deaths = [DeathRow(uid, letter.id) for letter in change.letters]
 
-        given = _given(drive, await self._runs.signals(drive.run_id))
-        end = await self._drive(entry, drive, given, prepare)
+        end = await self._drive(entry, drive, _given(drive, signals), prepare)
         if isinstance(end, Backoff):
             return Later(end.delay_s)
         if work.reopens:

@@ -52,6 +52,15 @@ class Prior:
 
 
 @dataclass(frozen=True, slots=True)
+class Waking:
+    """A run that is to go on: with its event, and what came in and waits to be looked at (oldest first)."""
+
+    run: StoredRun
+    event: Event
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Letter:
     """A dead letter. ``fields`` are an entry's fields, byte for byte, as base64 in JSON."""
 
@@ -93,11 +102,22 @@ class Runs:
             runs = await _stored(connection, await _rows(connection, "run", run_id))
         return runs[0] if runs else None
 
-    async def signals(self, run_id: str) -> tuple[Signal, ...]:
-        """What came in for a run and waits to be looked at, a thousand at most, oldest first."""
+    async def to_wake(self, run_ids: list[str]) -> list[Waking | None]:
+        """What is needed to go on with runs; None for those that aren't there, or whose event isn't any more."""
         async with checked_out(self._pool) as connection:
-            rows = await _rows(connection, "open_signals", run_id)
-        return tuple(_signal(row) for row in rows)
+            runs = {run.id: run for run in await _stored(connection, await _rows(connection, "runs", run_ids))}
+            uids = [run.event_uid for run in runs.values() if run.event_uid is not None]
+            events = {row[0]: _event(row)[0] for row in await _rows(connection, "events", uids)} if uids else {}
+            signals: dict[str, list[Signal]] = {}
+            for run_id, *row in await _rows(connection, "open_signals", run_ids):
+                signals.setdefault(run_id, []).append(_signal(row))
+        found = (runs.get(run_id) for run_id in run_ids)
+        return [
+            Waking(run, events[run.event_uid], tuple(signals.get(run.id, ())))
+            if run is not None and run.event_uid in events
+            else None
+            for run in found
+        ]
 
     async def correlate(self, uid: str, digests: Sequence[str]) -> bool:
         """Tell those who listen for an event; whether anybody was told now. Durable; nobody is told twice."""

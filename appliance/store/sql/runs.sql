@@ -26,15 +26,27 @@ SELECT run_id::text, key, seq, status::text, attempt, extract(epoch FROM started
        extract(epoch FROM finished_at)::float8, extract(epoch FROM due_at)::float8, output::text, error
 FROM steps WHERE run_id = ANY(%b::text[]::uuid[]) ORDER BY run_id, seq
 
+-- name: runs
+SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version,
+       extract(epoch FROM r.started_at)::float8, extract(epoch FROM r.finished_at)::float8, r.priority, r.state::text,
+       r.error, r.origin, r.details::text, r.result::text, r.asked
+FROM runs r WHERE r.id = ANY(%b::text[]::uuid[])
+
+-- name: events
+SELECT uid::text, id, source, type, subject, time, attributes::text, data::text, key::text, outcome::text
+FROM events WHERE uid = ANY(%b::text[]::uuid[])
+
 -- name: open_signals
--- What came in for a run and nobody looked at yet, in the order in which it came; with its event, if it is one.
-SELECT s.id::text, s.key, s.kind, s.payload::text, s.event_uid::text,
+-- What came in for runs and nobody looked at yet, in the order in which it came; with its event, if it is one.
+SELECT s.run_id::text, s.id::text, s.key, s.kind, s.payload::text, s.event_uid::text,
        e.uid::text, e.id, e.source, e.type, e.subject, e.time, e.attributes::text, e.data::text, e.key::text,
        e.outcome::text
-FROM signals s LEFT JOIN events e ON e.uid = s.event_uid
-WHERE s.run_id = %b::text::uuid AND s.taken IS NULL
+FROM unnest(%b::text[]) AS u (run_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM signals WHERE signals.run_id = u.run_id::uuid AND taken IS NULL ORDER BY at, id LIMIT 1000
+) AS s
+LEFT JOIN events e ON e.uid = s.event_uid
 ORDER BY s.at, s.id
-LIMIT 1000
 
 -- name: correlate
 -- Who listens for an event with one of these digests is told of it: a signal, and a wake. Answers how many were told.
