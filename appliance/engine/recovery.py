@@ -253,9 +253,10 @@ class Recovery:
 def was_counted(priority: str, entry_id: str, lives: Sequence[Life]) -> bool:
     """Whether the ledger counts this entry as accepted: not if its life ended before the counters were saved again."""
     position = _position(entry_id)
-    mine = [life for life in lives if life.stream == priority and _position(life.first_id) <= position]
+    known = [life for life in lives if life.stream == priority]
+    mine = [life for life in known if _position(life.first_id) <= position]
     if not mine:
-        return True
+        return not known  # a life that ended before it was saved at all
     life = max(mine, key=lambda life: _position(life.first_id))
     return not life.closed or life.last_id is None or position <= _position(life.last_id)
 

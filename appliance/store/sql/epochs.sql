@@ -30,7 +30,7 @@ WITH lives AS (
            (SELECT sum(value::bigint) FROM json_each_text(recent)) AS counted,
            (SELECT min(string_to_array(later.first_id, '-')::numeric[]) FROM ledger_epochs later
             WHERE later.stream = ended.stream
-              AND string_to_array(later.first_id, '-')::numeric[] > string_to_array(ended.last_id, '-')::numeric[]) AS next
+              AND string_to_array(later.first_id, '-')::numeric[] > string_to_array(ended.first_id, '-')::numeric[]) AS next
     FROM ledger_epochs ended
     WHERE closed AND closed_at > now() - interval '1 hour' AND last_id IS NOT NULL AND first_id IS NOT NULL
 ), bounds AS (

@@ -38,5 +38,7 @@ if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[2]) == 1 then
     first = string.format('%d%03d-0', now[1], math.floor(now[2] / 1000))
   end
   redis.call('HSET', KEYS[2], 'added', added, 'base', added - length, 'first', first)
+else
+  redis.call('HSETNX', KEYS[2], 'first', '0-0')  -- a release that did not write it began this life
 end
 return {made, lost, old}

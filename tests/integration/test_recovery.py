@@ -1,0 +1,289 @@
+"""Losing what Redis holds, in every way, and putting it back to work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from appliance.engine.recovery import Report
+from appliance.events import event_key, new_event
+from appliance.plugin import Context
+from appliance.replica import Replica
+from appliance.store.pool import Connection
+from tests.integration.test_heart import Heart, db, failing, heart, instant, rows
+from tests.servers import wait_until
+
+__all__ = ["db", "heart"]
+
+POSTGRES = {"durability": "postgres"}
+
+
+async def recover(made: Replica) -> Report:
+    """As ``appliance recover``: everything is looked at, however young."""
+    return await made.recovery.sweep(grace_s=0.0, thorough=True)
+
+
+async def recovered(made: Replica) -> None:
+    """Sweep until there is nothing left to put back."""
+
+    async def nothing() -> bool:
+        return (await recover(made)).total == 0
+
+    await wait_until(nothing, "nothing to be lost any more", timeout=20)
+
+
+async def ended(db: Connection, number: int = 1) -> None:
+    """Wait until so many runs have succeeded."""
+
+    async def over() -> bool:
+        return len(await rows(db, "SELECT 1 FROM runs WHERE status = 'succeeded'")) == number
+
+    await wait_until(over, f"the end of {number} runs")
+
+
+class Gate:
+    """An action that waits until it is opened; counts who came."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self.open = asyncio.Event()
+
+    async def __call__(self, _: Context) -> None:
+        self.came += 1
+        await self.open.wait()
+
+
+async def started(heart: Heart, db: Connection, made: Replica, number: int = 1, **steps: Any) -> Gate:
+    """Events whose runs stand recorded at their second step, in the hands of ``made``."""
+    gate = Gate()
+    await heart.workflow("w", {"id": "first"}, {"id": "second"}, **steps)
+    heart.behave |= {"first": instant, "second": gate}
+    for _ in range(number):
+        await heart.send()
+    await wait_until(lambda: gate.came == number, "the runs to be at their second step")
+    await made.bookkeeper.save()
+    return gate
+
+
+async def crash(made: Replica) -> None:
+    """End a replica without a word: what it has in hand stays pending."""
+    for task in list(made.consumer._active):
+        task.cancel()
+    await asyncio.wait(set(made.consumer._active) or {asyncio.create_task(asyncio.sleep(0))})
+    for entry in made.leases.entries():
+        made.leases.remove(entry)
+
+
+async def test_runs_of_a_flushed_redis_are_completed(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    gate = await started(heart, db, made, 5)
+    await made.bookkeeper.save()
+    await made.commander.flushall()
+    await crash(made)
+    gate.open.set()
+    report = await recover(made)
+    assert report.events == 5
+    await ended(db, 5)
+    await heart.at_rest()
+    assert heart.calls == {"first": [1] * 5, "second": [1] * 10}
+    assert (await recover(made)).total == 0
+    assert await heart.ledger() == {"handled": 5, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def lose_entry(made: Replica) -> None:
+    stream = made.keys.stream("normal")
+    client: Any = made.commander
+    for entry_id, _ in await client.xrange(stream):
+        await client.xdel(stream, entry_id)
+
+
+async def trim(made: Replica) -> None:
+    await made.commander.xtrim(made.keys.stream("normal"), maxlen=0, approximate=False)
+
+
+async def delete(made: Replica) -> None:
+    await made.commander.delete(made.keys.stream("normal"))
+
+
+@pytest.mark.parametrize("lose", [lose_entry, trim, delete])
+async def test_a_run_whose_entry_somebody_removed_goes_on(
+    heart: Heart, db: Connection, lose: Callable[[Replica], Awaitable[None]]
+) -> None:
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    await crash(made)
+    await lose(made)
+    gate.open.set()
+    assert (await recover(made)).events == 1
+    await ended(db)
+    await heart.at_rest()
+    assert heart.calls == {"first": [1], "second": [1, 1]}
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_what_is_under_way_is_left_alone(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    gate = await started(heart, db, made, 3)
+    await heart.workflow("other", {"id": "pause", "delay": "1h"}, trigger={"event": "other"})
+    await made.producer.submit(new_event("other", {}, source="/t"))
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the timer")
+    assert (await recover(made)).total == 0
+    gate.open.set()
+    await heart.at_rest()
+    assert heart.calls["second"] == [1, 1, 1]
+
+
+async def test_entries_of_a_consumer_that_somebody_deleted_are_delivered_again(heart: Heart, db: Connection) -> None:
+    made = await heart.idle(stream={"lease": "1s"})
+    await heart.workflow("w", {"id": "only"})
+    heart.behave["only"] = instant
+    for _ in range(3):
+        await heart.send()
+    client: Any = made.commander
+    stream = made.keys.stream("normal")
+    await client.xreadgroup(made.settings.stream.group, "somebody", {stream: ">"}, count=2)
+    await client.xgroup_delconsumer(stream, made.settings.stream.group, "somebody")
+    heart.run(made)
+    await ended(db)
+    assert (await recover(made)).adopted == 2
+    await heart.at_rest()
+    assert heart.calls["only"] == [1, 1, 1]
+    assert await heart.ledger() == {"handled": 3, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_a_wake_that_was_lost_is_made_again(heart: Heart, db: Connection) -> None:
+    """Its timer's row went when it was put into the stream."""
+    made = await heart.idle()
+    await heart.workflow("w", {"id": "pause", "delay": "50ms"}, {"id": "then"})
+    heart.behave["then"] = instant
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.send()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the timer")
+    await made.consumer.stop(1)
+    await reading
+    await wait_until(made.timers.fire, "the timer to fire")
+    assert (await recover(made)).total == 0  # it is in the stream
+    await made.commander.flushall()
+    assert (await recover(made)).parked == 1
+    assert (await recover(made)).total == 0
+    other = await heart.replica()
+    await ended(db)
+    await heart.at_rest()
+    assert heart.calls["then"] == [1]
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+    assert (await recover(other)).total == 0
+
+
+async def test_a_run_that_a_lost_wake_held_goes_on(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    gate = Gate()
+    await heart.workflow("w", {"id": "pause", "delay": "50ms"}, {"id": "first"}, {"id": "second"})
+    heart.behave |= {"first": instant, "second": gate}
+    await heart.send()
+    await wait_until(lambda: gate.came, "the second step")
+    await crash(made)
+    await made.commander.flushall()
+    gate.open.set()
+    assert (await recover(made)).held == 1
+    await ended(db)
+    await heart.at_rest()
+    assert heart.calls == {"first": [1], "second": [1, 1]}
+    assert (await heart.ledger())["difference"] == 0
+
+
+async def test_what_kills_the_process_is_not_revived(heart: Heart, db: Connection) -> None:
+    """Its entry was set aside while its run stood in the middle: that is for a person to decide."""
+    made = await heart.replica()
+    await started(heart, db, made)
+    (entry,) = made.leases.entries()
+    await crash(made)
+    made.leases.add(entry)
+    await made.consumer.set_aside(entry, "it kills the process")
+    await made.commander.flushall()
+    await made.consumer.found()
+    assert (await recover(made)).total == 0
+
+
+async def test_a_redrive_that_was_lost_is_made_up_for(heart: Heart, db: Connection) -> None:
+    made = await heart.idle()
+    await heart.workflow("w", {"id": "w", "retry": {"max_attempts": 1}})
+    heart.behave["w"] = failing(1)
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.send()
+    await heart.at_rest()
+    await made.consumer.stop(1)
+    await reading
+    ((letter,),) = await rows(db, "SELECT id::text FROM dead_letters")
+    await made.control.redrive(letter, "me")
+    assert (await recover(made)).total == 0  # its timer is there
+    assert await made.timers.fire() == 1
+    assert (await recover(made)).total == 0  # its work is in the stream
+    await made.bookkeeper.save()
+    await made.commander.flushall()
+    report = await recover(made)
+    assert (report.parked, report.events) == (1, 1)
+    await heart.replica()
+    await ended(db)
+    await heart.at_rest()
+    assert await rows(db, "SELECT outcome::text FROM events") == [("handled",)]
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_what_a_flush_under_load_took_is_counted(heart: Heart, db: Connection) -> None:
+    """Work goes on after the ledger was saved for the last time, and in hands whose entries are gone."""
+    made = await heart.replica(engine={"concurrency": 50})
+    await heart.workflow("w", {"id": "first"}, {"id": "second"})
+
+    async def short(_: Context) -> None:
+        await asyncio.sleep(0.01)
+
+    heart.behave |= {"first": short, "second": short}
+    sent = [heart.send() for _ in range(600)]
+    await asyncio.gather(*sent)
+    await made.bookkeeper.save()
+    await wait_until(lambda: len(heart.calls["second"]) > 150, "some work after that")
+    await made.commander.flushall()
+    await wait_until(lambda: not made.consumer._active, "what was in hand to be over")
+    await recovered(made)
+    await heart.at_rest()
+    await recovered(made)
+    ((known, over),) = await rows(db, "SELECT count(*), count(outcome) FROM events")
+    assert known == over
+    assert 150 < known < 600
+    assert await rows(db, "SELECT 1 FROM runs WHERE status <> 'succeeded'") == []
+    ledger = await heart.ledger()
+    assert (ledger["handled"], ledger["difference"]) == (known, 600 - known)
+
+
+async def test_with_durability_in_postgresql_a_flush_under_load_takes_nothing(heart: Heart, db: Connection) -> None:
+    made = await heart.replica(engine={"concurrency": 50}, ingest=POSTGRES)
+    await heart.workflow("w", {"id": "first"}, {"id": "second"})
+
+    async def short(_: Context) -> None:
+        await asyncio.sleep(0.01)
+
+    heart.behave |= {"first": short, "second": short}
+    saving = asyncio.create_task(made.bookkeeper.run_forever())
+
+    async def send(number: int) -> None:
+        for n in range(40):
+            key = event_key("/t", f"{number}-{n}")
+            await made.intake.submit(new_event("t", {}, source="/t", key=key))
+
+    load = asyncio.gather(*(send(number) for number in range(20)))
+    await wait_until(lambda: len(heart.calls["second"]) > 100, "some to be handled")
+    await made.commander.flushall()
+    await load
+    await recovered(made)
+    await heart.at_rest()
+    await recovered(made)
+    saving.cancel()
+    assert await rows(db, "SELECT count(*), count(outcome) FROM events") == [(800, 800)]
+    assert await rows(db, "SELECT 1 FROM runs WHERE status <> 'succeeded'") == []
+    ledger = await heart.ledger()
+    assert (ledger["handled"], ledger["difference"]) == (800, 0)
+    await made.outbox.purge()
+    assert await rows(db, "SELECT 1 FROM outbox") == []
