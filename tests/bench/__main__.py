@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: every figure beside the raw limit it is to be measured by. About two minutes."""
+"""``python -m tests.bench``: every figure beside the raw limit it is to be measured by. About five minutes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from tests.bench import ingest, latency, memory, throughput
+from tests.bench import durable, ingest, latency, memory, throughput
 from tests.bench.stand import Servers, servers
 
 EVENTS = 20_000
 ROUNDS = 3
 WORKFLOWS = 10_000
+PARKED = 1_000_000
 
 
 def row(name: str, value: str, ratio: str = "", goal: str = "") -> None:
@@ -94,7 +95,26 @@ async def growing(stand: Servers) -> None:
     )
 
 
-PARTS = {"consuming": consuming, "ingest": taking_in, "latency": waiting, "memory": growing}
+async def lasting(stand: Servers) -> None:
+    """Runs of many steps, and parked ones."""
+    one = await median(lambda: durable.runs_per_second(stand, durable.sequence(1), 10_000))
+    ten = await median(lambda: durable.runs_per_second(stand, durable.sequence(10), 2_000))
+    wide = await median(lambda: durable.runs_per_second(stand, durable.parallel(10), 2_000))
+    row("runs of one instant step", f"{one:,.0f}/s")
+    row("runs of ten, one after the other", f"{ten:,.0f}/s", f"{10 * ten / one:.2f} a step")
+    row("runs of ten at once", f"{wide:,.0f}/s", f"{10 * wide / one:.2f} a step")
+    alone, _ = await durable.beside_parked(stand, 10_000, 0)
+    beside, each = await durable.beside_parked(stand, 10_000, PARKED)
+    row(f"runs of one step beside {PARKED:,} parked ones", f"{beside:,.0f}/s", f"{beside / alone:.2f}", "about 1")
+    row("bytes of the database for each parked run", f"{each:,.0f}")
+    fired = await durable.firing(stand, PARKED, 20_000, 1_000.0)
+    late = f"{fired.median_s * 1000:.0f} / {fired.worst_s * 1000:.0f} ms"
+    row(f"timers fired at 1,000/s beside {PARKED:,} parked", f"{fired.per_second:,.0f}/s", late, "late: at most 1 s")
+    fired = await durable.firing(stand, 0, 20_000, 1e6)
+    row("timers fired when all are due at once", f"{fired.per_second:,.0f}/s", f"{fired.per_second / one:.2f}")
+
+
+PARTS = {"consuming": consuming, "ingest": taking_in, "latency": waiting, "memory": growing, "durable": lasting}
 
 
 async def main(names: list[str]) -> None:
