@@ -30,7 +30,7 @@ class Control:
         self.pause_run = pauses.pause_run
         self.resume_run = pauses.resume_run
         self.retry_run = redrives.retry_run
-        self.rerun = Reruns(pool, definitions, on_timer).rerun
+        self.rerun = Reruns(pool, runs, definitions, on_timer).rerun
         self.replay = Replays(pool, runs, definitions, on_timer).replay
         self.send_event = inbox.send_event
         self.settle_step = inbox.settle_step

@@ -14,11 +14,12 @@ import orjson
 
 from appliance.engine.state import RETRYING, RUNNING, TERMINAL, TIMER, WAITING
 from appliance.errors import Conflict, DefinitionError, NotFound, StoreUnavailable
-from appliance.events import dumps
+from appliance.events import Event, dumps
 from appliance.identifiers import is_uuid, uuid7
 from appliance.rules.matcher import Matcher
 from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
+from appliance.store.runs import Runs
 from appliance.workflows.revision import Revision
 
 SQL = named("control")
@@ -181,6 +182,14 @@ async def revision_of(definitions: Definitions, run: Standing) -> Revision:
         return await definitions.revision(run.revision_id)
     except (NotFound, DefinitionError) as error:
         raise Conflict(f"the revision of {run.workflow!r} that run {run.id} is on can't be used: {error}") from None
+
+
+async def event_of(runs: Runs, run: Standing) -> Event:
+    """The event that a run is for; raises Conflict if it is not kept any more. Not inside an intervention."""
+    found = await runs.event(run.event_uid) if run.event_uid is not None else None
+    if found is None:
+        raise Conflict(f"the event of run {run.id} is not kept any more")
+    return found[0]
 
 
 def standing(row: Sequence[Any]) -> Standing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from appliance.engine.changes import RETRY
 from appliance.engine.interventions import (
@@ -16,20 +16,32 @@ from appliance.engine.interventions import (
     Intervention,
     Standing,
     described,
+    event_of,
     intervention,
     look,
     revision_of,
 )
+from appliance.engine.machines import claim
 from appliance.engine.state import FAILED, RETRYING, TIMER
 from appliance.errors import Conflict, NotFound
-from appliance.identifiers import is_uuid
+from appliance.events import Event
+from appliance.identifiers import is_uuid, milliseconds_of
 from appliance.store.pool import Pool
 from appliance.store.runs import Letter, Runs
+from appliance.workflows.revision import Revision
 
 _OPEN_STATE = ("by", "at", "first_at", "blocks", "place")
 """What is kept of the state of a run that is tried again: not how it was about to end."""
 _WORK = '["d29yaw==",'
 """Base64 of the field ``work``, as the fields of an entry of internal work begin."""
+
+
+class _Again(NamedTuple):
+    """A run that is to be tried again."""
+
+    run_id: str
+    revision: Revision
+    event: Event
 
 
 class Redrives:
@@ -46,31 +58,31 @@ class Redrives:
         run = await look(self._pool, run_id)
         if run.status != FAILED:
             raise Conflict(f"run {run_id} is {described(run)}; only a failed run can be retried")
-        await self._check_usable(run)
+        again = await self._prepared(run)
         async with intervention(self._pool, actor, "run.retry", run_id) as act:
             await act.do("lock_event", run.event_uid)
             run = await act.lock(run_id)
             await act.do("close_letters_of_run", run_id)
-            await self._put_to_work(act, run)
+            await self._put_to_work(act, run, again)
         self._on_timer(time.time())
         return {"status": RETRYING}
 
     async def redrive(self, letter_id: str, actor: str) -> None:
         """Put a dead letter back to work: its step is tried again, or its entry handled again."""
         letter = await self._letter(letter_id)
-        of_step = letter.run_id if letter.kind == "step" else None
-        if of_step is not None:
-            run = await look(self._pool, of_step)
+        again = None
+        if letter.kind == "step" and letter.run_id is not None:
+            run = await look(self._pool, letter.run_id)
             if run.status != FAILED:
                 raise Conflict(f"run {run.id} of this dead letter is {run.status}")
-            await self._check_usable(run)
+            again = await self._prepared(run)
         async with intervention(self._pool, actor, "dead-letter.redrive", letter_id) as act:
             await act.do("lock_event", letter.event_uid)
             await self._close(act, letter, "redriven")
-            if of_step is None:
+            if again is None:
                 await self._redo(act, letter)
             else:
-                await self._put_to_work(act, await act.lock(of_step))
+                await self._put_to_work(act, await act.lock(again.run_id), again)
         self._on_timer(time.time())
 
     async def discard(self, letter_id: str, actor: str) -> None:
@@ -79,9 +91,10 @@ class Redrives:
         async with intervention(self._pool, actor, "dead-letter.discard", letter_id) as act:
             await self._close(act, letter, "discarded")
 
-    async def _check_usable(self, run: Standing) -> None:
-        """Refuse what would fail at once, before anything is locked."""
-        await revision_of(self._definitions, run)
+    async def _prepared(self, run: Standing) -> _Again:
+        """What a retry needs, or why there can be none; before anything is locked."""
+        revision = await revision_of(self._definitions, run)
+        return _Again(run.id, revision, await event_of(self._runs, run))
 
     async def _letter(self, letter_id: str) -> Letter:
         letter = await self._runs.letter(letter_id) if is_uuid(letter_id) else None
@@ -91,7 +104,7 @@ class Redrives:
             raise Conflict(f"dead letter {letter_id} is {letter.status} already")
         return letter
 
-    async def _put_to_work(self, act: Intervention, run: Standing) -> None:
+    async def _put_to_work(self, act: Intervention, run: Standing, again: _Again) -> None:
         """Wake the run at once. The event is locked: who else decides about it comes after us."""
         if run.status != FAILED:
             raise Conflict(f"run {run.id} is {described(run)}; only a failed run can be retried")
@@ -99,6 +112,8 @@ class Redrives:
             raise Conflict(f"run {run.id} did not fail at a step that could be tried again: rerun it instead")
         if await act.rows("undone_steps", run.id):
             raise Conflict(f"what run {run.id} did was undone: rerun it from a step instead")
+        if why := await claim(act, run.id, again.revision, again.event.view(), milliseconds_of(again.event.uid)):
+            raise Conflict(f"run {run.id} can't go on: {why}")
         await act.write(run, RETRYING, {**_reopened(run.state), "by": TIMER}, RETRY)
         await act.wake(run, reopens=await _reopens(act, run.event_uid))
 

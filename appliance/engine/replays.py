@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from appliance.engine.interventions import Definitions, intervention
+from appliance.engine.interventions import Definitions, Intervention, intervention
+from appliance.engine.machines import claim
 from appliance.errors import Conflict, NotFound
 from appliance.events import Event
-from appliance.identifiers import is_uuid, uuid7
+from appliance.identifiers import is_uuid, milliseconds_of, uuid7
 from appliance.store.pool import Pool
 from appliance.store.runs import Runs
 from appliance.workflows.revision import Revision
@@ -19,7 +20,7 @@ class Planned(NamedTuple):
     """A run to be added."""
 
     id: str
-    event_uid: str
+    event: Event
     revision: Revision
     priority: str
 
@@ -39,20 +40,21 @@ class Replays:
         """Begin a run for each workflow in force that matches an event, or for the named one, matching or not.
 
         All or nothing; ``[{"event", "runs": [{"id", "workflow"}]}]`` in the order of ``uids``. Replaying twice makes
-        two runs. Raises NotFound, Conflict (the workflow is disabled) and StoreUnavailable.
+        two runs; but a state machine is begun only if its key has no live one. Raises NotFound, Conflict (the workflow
+        is disabled) and StoreUnavailable.
         """
         named = self._named(workflow) if workflow is not None else None
-        planned: list[list[Planned]] = []
+        plans: list[Planned] = []
         for uid in uids:
             event = await self._event(uid)
             revisions = [named] if named is not None else self._matching(event)
-            planned.append([_planned(uid, revision, priority) for revision in revisions])
-        await self._add([plan for plans in planned for plan in plans], uids, actor, workflow)
+            plans += [_planned(event, revision, priority) for revision in revisions]
+        begun = await self._add(plans, uids, actor, workflow)
         self._on_timer(time.time())
-        return [
-            {"event": uid, "runs": [{"id": plan.id, "workflow": plan.revision.workflow.name} for plan in plans]}
-            for uid, plans in zip(uids, planned, strict=True)
-        ]
+        runs: dict[str, list[dict[str, str]]] = {uid: [] for uid in uids}
+        for plan in begun:
+            runs[plan.event.uid].append({"id": plan.id, "workflow": plan.revision.workflow.name})
+        return [{"event": uid, "runs": found} for uid, found in runs.items()]
 
     def _named(self, name: str) -> Revision:
         revision = self._definitions.current(name)
@@ -69,17 +71,25 @@ class Replays:
     def _matching(self, event: Event) -> list[Revision]:
         return [rule.payload for rule in self._definitions.matcher.match(event.view())]
 
-    async def _add(self, plans: list[Planned], uids: Sequence[str], actor: str, workflow: str | None) -> None:
-        ids, priorities = [plan.id for plan in plans], [plan.priority for plan in plans]
-        events = [plan.event_uid for plan in plans]
-        workflows, revisions = [p.revision.workflow_id for p in plans], [p.revision.id for p in plans]
+    async def _add(
+        self, plans: Sequence[Planned], uids: Sequence[str], actor: str, workflow: str | None
+    ) -> list[Planned]:
+        """Add those of the runs that can be begun."""
         subject = uids[0] if len(uids) == 1 else f"{len(uids)} events"
         async with intervention(self._pool, actor, "event.replay", subject) as act:
-            nothing = [None] * len(plans)
+            begun = [plan for plan in plans if await self._is_first(act, plan)]
+            ids, priorities = [plan.id for plan in begun], [plan.priority for plan in begun]
+            events = [plan.event.uid for plan in begun]
+            workflows, revisions = [p.revision.workflow_id for p in begun], [p.revision.id for p in begun]
+            nothing = [None] * len(begun)
             await act.do("add_runs", "replay", ids, events, workflows, revisions, priorities, nothing)
             await act.do("wake_runs", ids, priorities)
-            act.detail |= {"events": list(uids), "workflow": workflow, "runs": len(plans)}
+            act.detail |= {"events": list(uids), "workflow": workflow, "runs": len(begun)}
+        return begun
+
+    async def _is_first(self, act: Intervention, plan: Planned) -> bool:
+        return await claim(act, plan.id, plan.revision, plan.event.view(), milliseconds_of(plan.id)) is None
 
 
-def _planned(uid: str, revision: Revision, priority: str | None) -> Planned:
-    return Planned(uuid7(), uid, revision, priority or revision.workflow.priority or "normal")
+def _planned(event: Event, revision: Revision, priority: str | None) -> Planned:
+    return Planned(uuid7(), event, revision, priority or revision.workflow.priority or "normal")

@@ -11,15 +11,18 @@ from appliance.engine.interventions import (
     Intervention,
     Standing,
     described,
+    event_of,
     intervention,
     look,
     revision_of,
 )
+from appliance.engine.machines import claim
 from appliance.engine.state import SUCCEEDED, step_of
 from appliance.errors import Conflict, Malformed
 from appliance.events import dumps
-from appliance.identifiers import uuid7
+from appliance.identifiers import milliseconds_of, uuid7
 from appliance.store.pool import Pool
+from appliance.store.runs import Runs
 from appliance.workflows.revision import Revision, Step, Workflow
 
 _INHERITED = ("input", "depth", "hops")
@@ -29,8 +32,9 @@ _UNDO = ".compensate"
 class Reruns:
     """One operation."""
 
-    def __init__(self, pool: Pool, definitions: Definitions, on_timer: Callable[[float], None]) -> None:
+    def __init__(self, pool: Pool, runs: Runs, definitions: Definitions, on_timer: Callable[[float], None]) -> None:
         self._pool = pool
+        self._runs = runs
         self._definitions = definitions
         self._on_timer = on_timer
 
@@ -48,13 +52,14 @@ class Reruns:
         else:
             revision = await revision_of(self._definitions, seen)
         first = _first(revision.workflow, start)
+        event = await event_of(self._runs, seen)
         async with intervention(self._pool, actor, "run.rerun", run_id) as act:
             run = await act.lock(run_id)
             if not run.over:
                 raise Conflict(f"run {run_id} is {described(run)}; only a run that is over can be run again")
-            if run.event_uid is None or not await act.rows("has_event", run.event_uid):
-                raise Conflict(f"the event of run {run_id} is not kept any more")
             new = await self._add(act, run, revision, start)
+            if why := await claim(act, new, revision, event.view(), milliseconds_of(new)):
+                raise Conflict(why)
             if first is not None:
                 await act.do("copy_steps", new, run_id, await _before(act, run, revision.workflow, first))
             act.detail |= {"run": new, "from": start, "revision": revision.number}

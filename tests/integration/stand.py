@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -20,7 +21,8 @@ from appliance.store.pool import Connection, Pool, open_connection, open_pool
 from appliance.store.recorder import Recorder
 from appliance.store.rows import Change, RunUpdate
 from appliance.store.runs import Runs
-from appliance.workflows.revision import Revision, Step, Thread, Workflow
+from appliance.templating import compile_template
+from appliance.workflows.revision import Machine, Revision, Step, Thread, Workflow
 
 PARKED: dict[str, Any] = {"by": "timer"}
 PLAIN = {"name": "plain", "steps": [{"id": "a", "action": "x"}, {"id": "b", "action": "x"}]}
@@ -123,6 +125,15 @@ class Stand:
         )[0]
         revision = Revision(revision_id, workflow_id, number, compiled(definition))
         self.catalog.revisions[revision_id] = revision
+        return revision
+
+    async def machine(self) -> Revision:
+        """The workflow ``plain`` as a state machine, whose business key is ``data.key``."""
+        revision = await self.workflow(PLAIN)
+        correlate = compile_template("{{ event.data.key }}", key="correlate")
+        machine = Machine("a", {"a": 0}, correlate, ())
+        revision = replace(revision, workflow=replace(revision.workflow, machine=machine))
+        self.catalog.revisions[revision.id] = revision
         return revision
 
     async def event(self, **data: Any) -> str:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from appliance.engine.listeners import machine_digest
 from appliance.errors import Conflict, Malformed, NotFound
 from appliance.identifiers import uuid7
 from appliance.rules.matcher import Trigger
-from appliance.workflows.revision import Machine
 from tests.integration.stand import PARKED, PLAIN, SAGA, Stand, standing
 
 
@@ -81,14 +81,42 @@ async def test_a_rerun_begins_with_a_step_of_the_runs_own_thread(stand: Stand, s
 
 
 async def test_a_state_machine_is_rerun_from_its_start_only(stand: Stand) -> None:
-    run_id = await stand.run(status="failed", state={})
-    ((number, revision),) = stand.catalog.revisions.items()
-    machine = Machine("a", {"a": 0}, None, ())  # type: ignore[arg-type]  # nothing is rendered
-    workflow = replace(revision.workflow, machine=machine)
-    stand.catalog.revisions[number] = replace(revision, workflow=workflow)
+    await stand.machine()
+    run_id = await stand.run(status="failed", state={}, event_uid=await stand.event(key="k"))
     with pytest.raises(Malformed, match="from its start"):
         await stand.control.rerun(run_id, "ann", start="a")
-    assert (await stand.control.rerun(run_id, "ann"))["run"]
+    new = (await stand.control.rerun(run_id, "ann"))["run"]
+    assert await stand.rows("SELECT business_key, run_id::text FROM machines") == [("k", new)]
+    assert await stand.rows("SELECT run_id::text, key, digest::text FROM waits") == [
+        (new, "", machine_digest("plain", "k"))
+    ]
+    with pytest.raises(Conflict, match=f"'plain' of 'k' is live already: run {new}"):
+        await stand.control.rerun(run_id, "ann")
+
+
+async def test_a_state_machine_that_is_retried_is_live_again(stand: Stand) -> None:
+    await stand.machine()
+    uid = await stand.event(key=5)
+    run_id = await stand.run(status="failed", state={"at": "a"}, event_uid=uid)
+    await stand.control.retry_run(run_id, "ann")
+    assert await stand.rows("SELECT business_key, run_id::text FROM machines") == [("5", run_id)]
+    # Events from its own on: those that it has seen stand in its signals.
+    assert await stand.one("SELECT since::text < %s FROM waits", uid)
+    other = await stand.run(status="failed", state={"at": "a"}, event_uid=uid)
+    with pytest.raises(Conflict, match="can't go on: 'plain' of '5' is live already"):
+        await stand.control.retry_run(other, "ann")
+    keyless = await stand.run(status="failed", state={"at": "a"})
+    with pytest.raises(Conflict, match="no business key"):
+        await stand.control.retry_run(keyless, "ann")
+    assert [await stand.status(run) for run in (run_id, other, keyless)] == ["retrying", "failed", "failed"]
+
+
+async def test_a_replay_begins_a_state_machine_unless_one_of_its_key_is_live(stand: Stand) -> None:
+    await stand.machine()
+    uids = [await stand.event(key=key) for key in ("a", "b", "a")] + [await stand.event()]
+    assert [len(item["runs"]) for item in await stand.control.replay(uids, "ann")] == [1, 1, 0, 0]
+    assert [len(item["runs"]) for item in await stand.control.replay(uids, "ann", workflow="plain")] == [0] * 4
+    assert await stand.rows("SELECT count(*) FROM runs") == await stand.rows("SELECT count(*) FROM timers") == [(2,)]
 
 
 async def test_what_was_undone_is_not_taken_over(stand: Stand) -> None:
@@ -122,11 +150,11 @@ async def test_a_replay_begins_a_run_for_each_workflow_that_takes_the_event_now(
     ]
     found = await stand.rows(
         "SELECT r.id::text, event_uid::text, revision_id, r.status::text, origin, state, details, t.key "
-        "FROM runs r JOIN timers t ON t.run_id = r.id WHERE t.due_at <= now() ORDER BY event_uid"
+        "FROM runs r JOIN timers t ON t.run_id = r.id WHERE t.due_at <= now() ORDER BY r.id"
     )
     ids = [item["runs"][0]["id"] for item in answer]
     expected = ("running", "replay", PARKED, None, "")
-    assert found == [(run, uid, plain.id, *expected) for run, uid in zip(ids, uids, strict=True)]
+    assert found == sorted((run, uid, plain.id, *expected) for run, uid in zip(ids, uids, strict=True))
     assert await stand.rows("SELECT subject, detail ->> 'runs' FROM audit_log") == [("2 events", "2")]
 
 

@@ -118,6 +118,17 @@ SELECT id, '+signal', now(), priority FROM runs
 WHERE id = ANY(%s::uuid[]) AND status IN ('running', 'waiting', 'retrying', 'paused')
 ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
 
+-- name: claim_machine
+-- Waits for whoever claims the same key at this moment.
+INSERT INTO machines (workflow_id, business_key, run_id) VALUES (%s, %s, %s::uuid)
+ON CONFLICT (workflow_id, business_key) DO NOTHING
+
+-- name: live_machine
+SELECT run_id::text FROM machines WHERE workflow_id = %s AND business_key = %s
+
+-- name: listen
+INSERT INTO waits (run_id, key, digest, since) VALUES (%s::uuid, '', %s::uuid, %s::uuid) ON CONFLICT DO NOTHING
+
 -- name: has_event
 SELECT 1 FROM events WHERE uid = %s::uuid
 
