@@ -18,7 +18,7 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 from appliance import sandbox
 from appliance.errors import ApplianceError, DefinitionError, Problem
 
-NAMES = ("event", "steps", "run", "secrets")
+NAMES = ("event", "steps", "run", "input", "error", "secrets")
 """What an expression can see."""
 MAX_SOURCE = 65_536
 """Longest text with expressions, in characters."""

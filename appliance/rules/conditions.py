@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from appliance.errors import DefinitionError, Problem
+import orjson
+
+from appliance.errors import DefinitionError, Malformed, Problem
 from appliance.rules import logic
-from appliance.rules.criteria import Group, Logic, Node, Test, parse, shown
+from appliance.rules.criteria import Group, Logic, Node, Test, check_logic, parse, shown
 
 # What a compiled condition reads: (key, the same below it or () for all of it), ….
 _Reads = tuple[tuple[str, Any], ...]
@@ -60,6 +62,40 @@ class Condition:
     def first_failure(self, view: Mapping[str, Any]) -> Mismatch | None:
         """The first test that fails, or None when the condition holds."""
         return None if self.holds(view) else _failure(self._root, view)
+
+
+class Expression:
+    """Compiled JSON Logic that builds data. Immutable; may be shared between threads and runs."""
+
+    __slots__ = ("_reads", "_rule", "paths")
+
+    paths: tuple[tuple[str, ...], ...]
+    """What it reads, as far as that can be told beforehand."""
+
+    def __init__(self, spec: Any) -> None:
+        self._rule = logic.engine.compile(orjson.dumps(spec).decode())
+        facts = self._rule.facts()
+        self._reads = _reads(facts)
+        self.paths = tuple(tuple(path) for path in facts["reads"] if path)
+
+    def evaluate(self, view: Mapping[str, Any]) -> Any:
+        """The data (JSON), from what ``view`` holds; raises Malformed when it can't be built."""
+        try:
+            return self._rule.evaluate(view if self._reads is None else _project(view, self._reads))
+        except logic.DataLogicError as error:
+            raise Malformed(f"logic: {error}", code="logic") from None
+
+
+def compile_expression(spec: Any, *, key: str) -> Expression:
+    """Compile JSON Logic (any JSON data); raises DefinitionError that names every problem below ``key``."""
+    problems: list[Problem] = []
+    check_logic(spec, key, problems)
+    if problems:
+        raise DefinitionError(*problems)
+    try:
+        return Expression(spec)
+    except logic.DataLogicError as error:
+        raise DefinitionError(Problem(f"not JSON Logic: {error}", key)) from None
 
 
 def compile_condition(spec: Any, *, key: str = "when") -> Condition:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import re2
 
 from appliance.errors import Problem
@@ -143,16 +144,21 @@ def _is_json_logic_all(body: Any) -> bool:
 
 
 def _parse_logic(spec: dict[str, Any], key: str, problems: list[Problem]) -> Node:
+    return Logic(spec) if check_logic(spec, key, problems) else Group("all", ())
+
+
+def check_logic(spec: Any, key: str, problems: list[Problem]) -> bool:
+    """Add to ``problems`` what is wrong with JSON Logic; returns whether it can be read at all."""
     try:
-        found = logic.engine.check(spec)
+        found = logic.engine.check(orjson.dumps(spec).decode() if isinstance(spec, str) else spec)
     except logic.DataLogicError as error:
         problems.append(Problem(f"not JSON Logic: {error}", key))
-        return Group("all", ())
+        return False
     for diagnostic in found:
         if diagnostic["severity"] == "error":
             pointer = diagnostic["pointer"].replace("/", ".")
             problems.append(Problem(diagnostic["message"], key + pointer, expected="{path, op, value} or JSON Logic"))
-    return Logic(spec)
+    return True
 
 
 def _parse_test(spec: dict[str, Any], key: str, problems: list[Problem]) -> Node:

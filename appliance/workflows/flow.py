@@ -1,104 +1,130 @@
-"""Static checks of how steps follow and name each other."""
+"""Static checks of where a workflow leads: what nothing leads to, what can't be joined, what never ends."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from appliance.errors import Problem
-from appliance.templating import TemplateError
-from appliance.workflows.revision import CONTINUE, END, Step, due_at
-
-RESERVED = (END, CONTINUE)
+from appliance.workflows.revision import CONTINUE, Step, Thread, Workflow
 
 
-def check(steps: Sequence[Step]) -> list[Problem]:
-    """Everything that is wrong with ids, jumps, references and reachability."""
-    problems = [*_check_ids(steps)]
-    if problems:
-        return problems
-    by_id = {step.id: step.index for step in steps}
-    for step in steps:
-        problems += _check_target(step, "next", step.next, by_id, (END,))
-        problems += _check_target(step, "on_error", step.on_error, by_id, RESERVED)
-        problems += _check_names(step, by_id)
-    return problems or [*_check_reachable(steps, by_id)]
+def check(
+    steps: Sequence[Step], threads: Sequence[Thread], starts: Sequence[int], keys: Sequence[str], *, forever: bool
+) -> list[Problem]:
+    """Steps that nothing leads to, blocks that can't be joined, states without a way to an end.
+
+    ``starts`` are the first steps of the run and of its ``on_error``; ``keys`` says where each step stands.
+    """
+    flow = _Flow(steps, threads)
+    for start in starts:
+        flow.explore(start)
+    problems = [
+        Problem(message, f"{keys[index]}.{key}", expected=expected) for index, key, message, expected in flow.wrong
+    ]
+    problems += _unreached(flow, keys)
+    if not forever:
+        problems += _endless(flow, keys)
+    return problems
 
 
-def wrong_delay(spec: dict[str, Any]) -> str | None:
-    """What is wrong with a literal delay, or None."""
-    try:
-        due_at(spec, datetime.now(UTC))
-    except TemplateError as error:
-        return str(error).removeprefix("delay: ")
+def call_cycles(workflows: Mapping[str, Workflow]) -> list[tuple[str, tuple[str, ...]]]:
+    """Workflows that call themselves through others: (name, the way back to it, its name at both ends), by name."""
+    calls = {name: sorted({step.flow for step in w.steps if step.flow is not None}) for name, w in workflows.items()}
+    ways = ((name, _way_back(name, calls)) for name in sorted(calls))
+    return [(name, way) for name, way in ways if way is not None]
+
+
+def _way_back(name: str, calls: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """The shortest chain of calls from a workflow to itself."""
+    ways: list[tuple[str, ...]] = [(name,)]
+    seen: set[str] = set()
+    for way in ways:  # grows meanwhile
+        for called in calls.get(way[-1], ()):
+            if called == name:
+                return (*way, called)
+            if called not in seen:
+                seen.add(called)
+                ways.append((*way, called))
     return None
 
 
-def _check_ids(steps: Sequence[Step]) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for step in steps:
-        key = f"steps[{step.index}].id"
-        if step.id in RESERVED:
-            yield Problem(f"{step.id!r} has a meaning of its own", key, expected="another id")
-        elif step.id in seen:
-            yield Problem(f"{step.id!r} is already the id of steps[{seen[step.id]}]", key, expected="an id of its own")
-        seen.setdefault(step.id, step.index)
+class _Flow:
+    """What is reached from where. ``edges`` are by step; ``wrong`` is (step, key, message, expected)."""
+
+    def __init__(self, steps: Sequence[Step], threads: Sequence[Thread]) -> None:
+        self.steps = steps
+        self.edges: dict[int, set[int]] = {}
+        self.wrong: list[tuple[int, str, str, str]] = []
+        self._threads = threads
+        self._by_id = {step.id: step.index for step in steps}
+
+    def explore(self, first: int) -> bool:
+        """Follow a thread from a step; returns whether it can come to its end."""
+        ends, todo = False, [first]
+        while todo:
+            index = todo.pop()
+            if index in self.edges:
+                continue
+            self.edges[index] = set()
+            step = self.steps[index]
+            ways = {*self._ways(step), *self._done(step)}
+            ends = ends or None in ways
+            onward = {way for way in ways if way is not None}
+            self.edges[index] |= onward | {self._threads[thread].first for thread in step.threads}
+            todo += sorted(onward)
+        return ends
+
+    def _ways(self, step: Step) -> Iterator[int | None]:
+        """Where a step leads without being done."""
+        if step.condition is not None:
+            yield step.after
+        if step.on_error == CONTINUE:
+            yield step.follow
+        elif step.on_error is not None:
+            yield self._by_id.get(step.on_error)
+        if step.deadline is not None and step.deadline.target is not None:
+            yield step.deadline.target
+        for branch in step.branches:
+            yield branch.target
+        for transition in step.transitions:
+            yield transition.target
+
+    def _done(self, step: Step) -> list[int | None]:
+        """Where a step leads when it is done, if it ever is."""
+        if step.kind in ("end", "state") or any(branch.condition is None for branch in step.branches):
+            return []
+        reached = [self.explore(self._threads[thread].first) for thread in step.threads]
+        if step.kind == "parallel" and reached.count(True) < step.join:
+            ending = [self._threads[t].name for t, ends in zip(step.threads, reached, strict=True) if not ends]
+            message = f"{step.join} can't be joined: {', '.join(ending)} always ends the run"
+            expected = "a join that the other branches can reach, or branches that don't end the run"
+            self.wrong.append((step.index, "parallel.join", message, expected))
+        return [step.follow]
 
 
-def _check_target(
-    step: Step, name: str, target: str | None, by_id: dict[str, int], words: tuple[str, ...]
-) -> Iterator[Problem]:
-    key = f"steps[{step.index}].{name}"
-    if target is None or target in words:
-        return
-    if target not in by_id:
-        yield Problem(
-            f"there is no step {target!r}{_hint(target, by_id)}", key, expected="a later step, or " + " or ".join(words)
-        )
-    elif by_id[target] <= step.index:
-        yield Problem(
-            f"{target!r} doesn't come later: loops aren't supported",
-            key,
-            expected="a later step, or " + " or ".join(words),
-        )
-
-
-def _check_names(step: Step, by_id: dict[str, int]) -> Iterator[Problem]:
-    """Expressions and conditions may only name steps that come before."""
-    places: list[tuple[str, Iterable[str]]] = []
-    for key, template in (("with", step.params), ("delay", step.delay)):
-        if template is not None:
-            places.append((key, sorted(template.names)))
-    if step.condition is not None:
-        places.append(
-            ("if", sorted({path[1] for path in step.condition.paths if path[0] == "steps" and len(path) > 1}))
-        )
-    for key, names in places:
-        for name in names:
-            if name not in by_id:
-                yield Problem(f"there is no step {name!r}{_hint(name, by_id)}", f"steps[{step.index}].{key}")
-            elif by_id[name] >= step.index:
-                when = "this very step" if by_id[name] == step.index else "a later step"
-                yield Problem(
-                    f"names {name!r}, which is {when}", f"steps[{step.index}].{key}", expected="an earlier step"
-                )
-
-
-def _check_reachable(steps: Sequence[Step], by_id: dict[str, int]) -> Iterator[Problem]:
-    reached = {0}
-    for step in steps:  # jumps go forward only, so one pass in order is enough
-        if step.index not in reached:
-            yield Problem(
-                f"nothing leads to {step.id!r}", f"steps[{step.index}]", expected="a next or on_error to name it"
+def _unreached(flow: _Flow, keys: Sequence[str]) -> Iterator[Problem]:
+    """Of what stands in a step or a state that isn't reached, only that one is named."""
+    missing = [step for step in flow.steps if step.owner is None and step.index not in flow.edges]
+    places = tuple(f"{keys[step.index]}." for step in missing)
+    for step in missing:
+        key = keys[step.index]
+        if not any(key.startswith(place) for place in places):
+            expected = (
+                "a transition or a deadline to name it" if step.state is not None else "a next or on_error to name it"
             )
-            continue
-        if step.next is None or step.condition is not None:  # a skipped step leads to the following one
-            reached.add(step.index + 1)
-        reached |= {by_id[target] for target in (step.next, step.on_error) if target in by_id}
+            yield Problem(f"nothing leads to {step.id!r}", key, expected=expected)
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _endless(flow: _Flow, keys: Sequence[str]) -> Iterator[Problem]:
+    """States from which no end can be reached."""
+    ending = {index for index in flow.edges if flow.steps[index].kind == "end"}
+    grown = True
+    while grown:
+        more = {index for index, ways in flow.edges.items() if index not in ending and ways & ending}
+        grown = bool(more)
+        ending |= more
+    for index in sorted(flow.edges):
+        step = flow.steps[index]
+        if step.kind == "state" and index not in ending:
+            expected = "a way to a final state, or forever: true beside states"
+            yield Problem(f"no way leads from {step.id!r} to an end", keys[index], expected=expected)

@@ -167,6 +167,8 @@ class Step:
     """The attempt is recorded before it is made, and never repeated."""
     compensate: int | None = None
     """The hidden step that undoes this one."""
+    owner: int | None = None
+    """Of a hidden step: the one that it belongs to."""
     branches: tuple[Branch, ...] = ()
     threads: tuple[int, ...] = ()
     """``parallel``: its branches; ``for_each``: one, that each item runs through."""
