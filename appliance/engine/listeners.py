@@ -35,11 +35,11 @@ class Shape(NamedTuple):
     @property
     def digest(self) -> str:
         """What names the shape: its key in the database."""
-        return key_uuid("shape", orjson.dumps(self))
+        return key_uuid("shape", self.to_json())
 
     def to_json(self) -> str:
         """As it is stored."""
-        return orjson.dumps(self).decode()
+        return orjson.dumps(tuple(self)).decode()
 
 
 def shape_from(stored: Sequence[Any]) -> Shape:

@@ -215,8 +215,9 @@ class Turn:
         names: dict[str, Any] = {}
         while path:
             thread = self.workflow.threads[step.thread]
-            if thread.parent is None:
-                break
+            if thread.parent is None:  # a hidden step sees what its own step sees
+                step = self.workflow.steps[self.workflow.by_id[step.id.rpartition(".")[0]]]
+                continue
             block = self.workflow.steps[thread.parent]
             if block.kind == "for_each":
                 index, path = path[-1], path[:-1]
