@@ -7,6 +7,7 @@ puts it into its stream right behind, and when Redis is away some replica does s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -55,7 +56,10 @@ class Intake:
                 f"{self._settings.max_backlog} entries are waiting already (ingest.max_backlog)", retry_after_s=5
             )
         self._since_sample += 1
-        return await self._take_in(event, priority, fields)
+        accepted = await self._take_in(event, priority, fields)
+        if accepted.duplicate:
+            self._since_sample = max(0, self._since_sample - 1)
+        return accepted
 
     async def publish(self, event: Event, priority: str = "normal") -> None:
         """Accept an event that an action publishes, whatever the backlog."""
@@ -95,14 +99,12 @@ class Intake:
         return [None] * len(batch)
 
     async def _sample(self) -> None:
-        accepted = self._since_sample
         try:
             self._length = await self._producer.backlog()
+            self._since_sample = len(self._accepts) + len(self._sends)
         except StreamUnavailable:
-            try:
+            with contextlib.suppress(StoreUnavailable):  # the commit will say so
                 self._length = await self._outbox.unsent(self._settings.max_backlog + 1)
-            except StoreUnavailable:
-                accepted = 0  # the commit will say so
-        self._since_sample -= accepted
+                self._since_sample = len(self._accepts)
         self._sampled_at = time.monotonic()
         self._sampling = None
