@@ -26,7 +26,8 @@ FROM unnest(%b::text[], %b::text[], %b::int4[], %b::int4[], %b::text[], %b::int4
 WITH changed AS (
     UPDATE runs SET status = u.status::run_status, version = u.version, finished_at = to_timestamp(u.finished_at),
                     updated_at = to_timestamp(u.updated_at), state = u.state::json, error = u.error,
-                    result = u.result::json, asked = CASE WHEN NOT u.noticed THEN runs.asked END
+                    result = u.result::json,
+                    asked = CASE WHEN NOT u.noticed AND u.finished_at IS NULL THEN runs.asked END
     FROM unnest(%b::text[], %b::text[], %b::int4[], %b::float8[], %b::float8[], %b::text[], %b::text[], %b::text[],
                 %b::bool[])
          AS u (id, status, version, finished_at, updated_at, state, error, result, noticed)
