@@ -17,6 +17,7 @@ from appliance.engine.control import Control
 from appliance.engine.drive import Driver
 from appliance.engine.executor import Executor
 from appliance.engine.intake import Intake
+from appliance.engine.lifecycle import Lifecycle
 from appliance.engine.outbox import OutboxLoop
 from appliance.engine.recovery import Recovery, Surroundings
 from appliance.engine.schedules import Ticker
@@ -95,6 +96,12 @@ class Replica:
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
         self.ticker = Ticker(pool, self.producer, self.catalog, engine.timer_poll.total_seconds())
         self.timetable = Timetable(pool, self.catalog)
+        self.lifecycle = Lifecycle(
+            engine.lifecycle_events,
+            lambda kind: self.catalog.matcher.wants(kind) or self.catalog.listeners.wants(kind),
+            engine.max_hops,
+            self.outbox.expect,
+        )
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
         self.control = Control(pool, self.runs, self.catalog, self.timers.expect)
@@ -122,6 +129,7 @@ class Replica:
             park_after_s=engine.park_after.total_seconds(),
             may_hold=lambda: self.consumer.may_hold(),
             on_timer=self.timers.expect,
+            announce=self.lifecycle,
         )
         self.executor = Executor(
             self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys, self.timers.expect

@@ -119,11 +119,14 @@ class Effects:
         priority: str = "normal",
         attributes: Mapping[str, str | int | float | bool] | None = None,
     ) -> str:
-        """See :class:`appliance.plugin.Publish`. The chain is followed by the attributes hops and correlationid."""
+        """See :class:`appliance.plugin.Publish`.
+
+        The chain is followed by the attributes hops, correlationid and causationid (the run's id).
+        """
         self._still_open()
         if priority not in PRIORITIES:
             raise Reject(f"priority: expected one of {', '.join(PRIORITIES)}, got {priority!r:.80}")
-        hops = _hops(self._event) + 1
+        hops = hops_of(self._event) + 1
         if hops > self._max_hops:
             raise Reject(f"{type}: the chain of events that led here is longer than {self._max_hops} (engine.max_hops)")
         self._published += 1
@@ -133,6 +136,7 @@ class Effects:
                 **(attributes or {}),
                 "hops": hops,
                 "correlationid": self._event.attributes.get("correlationid", self._event.id),
+                "causationid": self._run.id,
                 "type": type,
                 "id": event_id,
                 "source": source if source is not None else f"workflow:{self._run.workflow}",
@@ -164,9 +168,12 @@ class Effects:
             raise Reject("this attempt is over: its deliveries and events would not be recorded")
 
 
-_RESERVED = frozenset({"hops", "correlationid", "id", "source", "type", "subject", "time", "data", "specversion"})
+_RESERVED = frozenset(
+    {"hops", "correlationid", "causationid", "id", "source", "type", "subject", "time", "data", "specversion"}
+)
 
 
-def _hops(event: Event) -> int:
+def hops_of(event: Event) -> int:
+    """How many events led to this one, each by a run that the one before had started."""
     hops = event.attributes.get("hops", 0)
     return max(0, hops) if isinstance(hops, int) else 0

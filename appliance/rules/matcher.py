@@ -91,6 +91,7 @@ class Matcher:
         self._exact: dict[str, _Bucket] = {}
         self._globs: dict[str, list[tuple[re.Pattern[str], _Bucket]]] = {}
         self._types: dict[str, tuple[_Bucket, ...]] = {}
+        self._wanted: dict[str, bool] = {}
         popularity: _Keys = Counter(
             (trigger.event, path, _key(value))
             for rule in self.rules
@@ -114,6 +115,21 @@ class Matcher:
         if len(found) < 2:
             return found
         return sorted({id(rule): rule for rule in found}.values(), key=lambda rule: rule.order)
+
+    def wants(self, event_type: str) -> bool:
+        """Whether some trigger is meant for events of this type: it names it, or a pattern with the same beginning.
+
+        A pattern of everything takes such an event, but nobody makes one for its sake.
+        """
+        known = self._wanted.get(event_type)
+        if known is None:
+            begins = event_type.partition(".")[0]
+            known = self._wanted[event_type] = any(
+                trigger.event.startswith(begins) and fits(trigger.event, event_type)
+                for rule in self.rules
+                for trigger in rule.triggers
+            )
+        return known
 
     def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> list[Verdict]:
         """A verdict for each rule (or for the named one), in order; by the same evaluation that :meth:`match` makes."""
