@@ -144,10 +144,10 @@ def _is_json_logic_all(body: Any) -> bool:
 
 
 def _parse_logic(spec: dict[str, Any], key: str, problems: list[Problem]) -> Node:
-    return Logic(spec) if check_logic(spec, key, problems) else Group("all", ())
+    return Logic(spec) if check_logic(spec, key, problems, "{path, op, value} or JSON Logic") else Group("all", ())
 
 
-def check_logic(spec: Any, key: str, problems: list[Problem]) -> bool:
+def check_logic(spec: Any, key: str, problems: list[Problem], expected: str = "JSON Logic") -> bool:
     """Add to ``problems`` what is wrong with JSON Logic; returns whether it can be read at all."""
     try:
         found = logic.engine.check(orjson.dumps(spec).decode() if isinstance(spec, str) else spec)
@@ -157,7 +157,7 @@ def check_logic(spec: Any, key: str, problems: list[Problem]) -> bool:
     for diagnostic in found:
         if diagnostic["severity"] == "error":
             pointer = diagnostic["pointer"].replace("/", ".")
-            problems.append(Problem(diagnostic["message"], key + pointer, expected="{path, op, value} or JSON Logic"))
+            problems.append(Problem(diagnostic["message"], key + pointer, expected=expected))
     return True
 
 

@@ -94,7 +94,7 @@ class _Flow:
         if step.kind in ("end", "state") or any(branch.condition is None for branch in step.branches):
             return []
         reached = [self.explore(self._threads[thread].first) for thread in step.threads]
-        if step.kind == "parallel" and reached.count(True) < step.join:
+        if step.kind == "parallel" and reached.count(True) < step.join <= len(reached):
             ending = [self._threads[t].name for t, ends in zip(step.threads, reached, strict=True) if not ends]
             message = f"{step.join} can't be joined: {', '.join(ending)} always ends the run"
             expected = "a join that the other branches can reach, or branches that don't end the run"

@@ -19,6 +19,14 @@ CORE_NAMES = tuple(name for name in NAMES if name != "secrets")
 """What the pure core renders sees these; it knows no secrets, since what it makes is stored."""
 _RESERVED_NAMES = frozenset({*NAMES, "index", "task", "loop", "true", "false", "none"})
 
+_INSTEAD = {
+    **{("timeout", kind): "deadline: how long to wait" for kind in ("wait", "human_task", "workflow")},
+    ("deadline", "action"): "timeout: the limit of one attempt",
+    ("with", "workflow"): "workflow: {name, input}",
+    ("next", "end"): "nothing: the run is over",
+}
+"""What to write instead of a key that a kind of step doesn't take."""
+
 Fields = dict[str, Any]
 
 
@@ -83,6 +91,9 @@ class Compiler:
 
     def _written(self, node: Node, model: StepModel) -> Fields:
         graph, key = self._graph, node.key
+        for word in model.misplaced():
+            article = "an" if node.kind[0] in "ae" else "a"
+            self._problem(f"{article} {node.kind} takes no {word}", f"{key}.{word}", _INSTEAD.get((word, node.kind)))
         graph.check_jump(node, model.next, f"{key}.next")
         graph.check_jump(node, model.on_error, f"{key}.on_error", RESERVED)
         fields: Fields = {
@@ -190,6 +201,8 @@ class Compiler:
         return {"wait": Wait(tuple(events), tuple(m for m in matches if m is not None), condition)}
 
     def _match(self, match: MatchModel, key: str, node: Node) -> tuple[str, Template] | None:
+        if match.value is None:
+            self._problem("no event is known by null", f"{key}.value", "a value, or a template")
         if not all(match.path.split(".")):
             self._problem(f"no path: {match.path!r:.80}", f"{key}.path", "a dotted path, such as data.order_id")
         template = self._template(match.value, f"{key}.value", node)

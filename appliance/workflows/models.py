@@ -34,6 +34,18 @@ def _refuse_switches(value: Any) -> Any:
     return value
 
 
+def _list_or_template(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError('expected a list, or a template that gives one: "{{ event.data.lines }}"')
+    return value
+
+
+def _word_or_number(value: Any) -> Any:
+    if value not in ("all", "any") and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError("expected all, any, or how many branches must succeed")
+    return value
+
+
 def _written_as(pattern: str, words: str) -> tuple[Any, Any]:
     """A check of a text by a regular expression, and the pattern for the JSON Schema; ``words`` say what it wants."""
     compiled = re.compile(pattern)
@@ -68,6 +80,7 @@ Name = Annotated[str, *_NAME]
 Variable = Annotated[str, *_VARIABLE]
 Moment = Annotated[str | int | float | None, BeforeValidator(_refuse_switches)]
 """A duration as it is written; may be a template."""
+ListOrTemplate = Annotated[str | list[Any], BeforeValidator(_list_or_template)]
 WrittenDuration = Annotated[Duration, BeforeValidator(_refuse_switches)]
 
 
@@ -207,7 +220,7 @@ class ParallelModel(Model):
     branches: Annotated[
         dict[StepId, Annotated[list[StepModel], Field(min_length=1)]], Field(min_length=1, max_length=100)
     ] = Field(description="The steps of each branch, by its name.")
-    join: Literal["all", "any"] | Annotated[int, Field(strict=True)] = Field(
+    join: Annotated[Literal["all", "any"] | int, BeforeValidator(_word_or_number)] = Field(
         "all", description="How many branches must succeed before it goes on: all, any (one), or a number."
     )
 
@@ -215,7 +228,7 @@ class ParallelModel(Model):
 class ForEachModel(Model):
     """The same steps for each item of a list."""
 
-    items: str | list[Any] = Field(description="A list, or a template that gives one; at most 1000 items.")
+    items: ListOrTemplate = Field(description="A list, or a template that gives one; at most 1000 items.")
     as_: Variable = Field("item", alias="as", description="What templates call the item.")
     concurrency: int = Field(1, ge=1, le=1000, description="How many items are under way at once.")
     steps: Annotated[list[StepModel], Field(min_length=1)] = Field(description="What to do with each.")
@@ -358,11 +371,12 @@ class StepModel(Model):
         if len(kinds) != 1:
             named = f"this has {' and '.join(kinds)}" if kinds else "this has none of them"
             raise ValueError(f"a step has exactly one of {', '.join(KINDS)}; {named}")
-        misplaced = sorted(key for key in self.model_fields_set if kinds[0] not in _ONLY_FOR.get(key, KINDS))
-        if misplaced:
-            article = "an" if kinds[0][0] in "ae" else "a"
-            raise ValueError(f"{article} {kinds[0]} takes no {' and no '.join(k.rstrip('_') for k in misplaced)}")
         return self
+
+    def misplaced(self) -> list[str]:
+        """Keys that are not for steps of this kind, as they are written."""
+        kind = self.kind
+        return [key.rstrip("_") for key in sorted(self.model_fields_set) if kind not in _ONLY_FOR.get(key, KINDS)]
 
 
 class StateStepModel(StepModel):

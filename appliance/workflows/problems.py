@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.errors import Problem
+from appliance.workflows.models import Model
 
 _PHRASES: Mapping[str, str] = {
     "missing": "is missing",
@@ -36,9 +38,17 @@ _PHRASES: Mapping[str, str] = {
     "less_than": "expected less than {lt}",
     "less_than_equal": "expected at most {le}",
     "literal_error": "expected {expected}",
+    "union_tag_invalid": "expected a mapping or a list",
     "ip_v4_network": "expected a network such as 10.0.0.0/8",
     "ip_v6_network": "expected a network such as 10.0.0.0/8",
 }
+
+
+_STEP = "it in the step itself, beside its kind"
+_HOMES: Mapping[str, str] = dict.fromkeys(
+    ("deadline", "forever", "if", "next", "on_error", "retry", "timeout", "effects", "compensate"), _STEP
+)
+"""Where keys belong that are often written one level too deep."""
 
 
 def phrase(detail: Mapping[str, Any]) -> str:
@@ -102,16 +112,22 @@ def dotted(key: str, place: Sequence[str | int]) -> str:
 def _problem(detail: ErrorDetails, place: str, known: tuple[str, ...]) -> Problem:
     name = str(detail["loc"][-1]) if detail["loc"] else ""
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known or _LANGUAGE, 1)
+        near = difflib.get_close_matches(name, known or _language(), 1)
         hint = f"; did you mean {near[0]}?" if near and near[0] != name else ""
+        if near and near[0] == name:
+            return Problem(f"{name} doesn't belong here", place, expected=_HOMES.get(name))
         return Problem(f"unknown key {name!r}{hint}", place, expected=("one of " + ", ".join(known)) if known else None)
     if detail["type"] == "missing":
         return Problem(f"{name} is missing", place)
     return Problem(phrase(detail), place)
 
 
-_LANGUAGE = (
-    "name", "description", "enabled", "trigger", "priority", "steps", "event", "when", "id", "action", "with", "delay",
-    "if", "retry", "timeout", "next", "on_error", "max_attempts", "initial", "factor", "max", "jitter", "max_elapsed",
-    "for", "until",
-)  # fmt: skip
+@cache
+def _language() -> frozenset[str]:
+    """Every key of the workflow language."""
+    words: set[str] = set()
+    models = [*Model.__subclasses__()]
+    for model in models:  # grows meanwhile
+        models += model.__subclasses__()
+        words |= {field.alias or name for name, field in model.model_fields.items()}
+    return frozenset(words)

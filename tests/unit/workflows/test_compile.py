@@ -111,6 +111,7 @@ def test_all_keys() -> None:
 def test_defaults() -> None:
     [step] = workflow(log("a")).steps
     assert (step.retry, step.timeout_s, step.next, step.on_error) == (RetryPolicy(), None, None, None)
+    assert (step.after, step.follow, step.thread, step.at_most_once) == (None, None, 0, False)
 
 
 def test_the_digest_is_of_the_content() -> None:
@@ -125,9 +126,9 @@ def test_the_digest_is_of_the_content() -> None:
         ([log("a"), log("a")], "steps[1].id", "already the id of steps[0]"),
         ([log("end")], "steps[0].id", "a meaning of its own"),
         ([log("a b")], "steps[0].id", "expected a letter"),
-        ([{"id": "a"}], "steps[0]", "either an action or a delay"),
-        ([log("a", delay="1s")], "steps[0]", "either an action or a delay"),
-        ([{"id": "a", "delay": "1s", "retry": {}}], "steps[0]", "a delay takes no retry"),
+        ([{"id": "a"}], "steps[0]", "exactly one of action, delay"),
+        ([log("a", delay="1s")], "steps[0]", "this has action and delay"),
+        ([{"id": "a", "delay": "1s", "retry": {}}], "steps[0].retry", "a delay takes no retry"),
         ([{"action": "log"}], "steps[0].id", "id is missing"),
         ([log("a", tiemout="1s")], "steps[0].tiemout", "did you mean timeout?"),
         ([log("a", timeout="soon")], "steps[0].timeout", "expected a duration"),
@@ -181,7 +182,18 @@ def test_a_wrong_step(steps: list[dict[str, Any]], key: str, words: str) -> None
         ({"name": ""}, "name", "expected 1 to 200 characters"),
         ({"name": "a/b"}, "name", "no /"),
         ({"name": "a\n"}, "name", "no line break"),
-        ({"initial": "pending"}, "initial", "unknown key 'initial'"),
+        ({"initial": "pending"}, "initial", "belongs to a state machine"),
+        ({"state": {}}, "state", "did you mean states?"),
+        ({"trigger": None}, "trigger", "trigger is missing"),
+        ({"trigger": "by hand"}, "trigger", "expected 'manual'"),
+        ({"trigger": {"schedule": "0 9 * *"}}, "trigger.schedule", "expected five fields"),
+        ({"trigger": [{"schedule": "0 9 * * *", "timezone": "X"}]}, "trigger[0].timezone", "Europe/Berlin"),
+        ({"trigger": {"schedule": "0 9 * * *", "misfir": "all"}}, "trigger.misfir", "did you mean misfire?"),
+        ({"inputs": {"type": "strin"}}, "inputs.type", "expected string"),
+        ({"output": "{{ steps.b.output }}"}, "output", "there is no step 'b'"),
+        ({"output": "{{ secrets.b }}"}, "output", "unknown name 'secrets'"),
+        ({"on_error": [log("a")]}, "on_error[0].id", "already the id of steps[0]"),
+        ({"order": "first"}, "order", "expected a whole number"),
         ({"trigger": {}}, "trigger.event", "event is missing"),
         ({"trigger": {"event": []}}, "trigger.event", "at least 1"),
         ({"trigger": {"event": "a", "wen": []}}, "trigger.wen", "did you mean when?"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 from appliance.plugin import Action, Params
-from appliance.workflows.models import RetryModel, StepModel, TriggerModel, WorkflowModel
+from appliance.workflows.models import BackoffModel, Model, RetryModel, StepModel, WorkflowModel
 from appliance.workflows.schema import json_schema
 
 
@@ -21,6 +23,12 @@ class Parcel(Params):
 
 async def nothing(params: Any, ctx: Any) -> None:
     return None
+
+
+def models(model: type[Model]) -> Iterator[type[Model]]:
+    for inner in model.__subclasses__():
+        yield inner
+        yield from models(inner)
 
 
 SCHEMA = json_schema({"ship": Action(params=Parcel, run=nothing), "note": Action(params=Params, run=nothing)})
@@ -42,11 +50,36 @@ def resolve(reference: str) -> Any:
 
 def test_every_key_is_there() -> None:
     assert SCHEMA["$schema"].endswith("2020-12/schema")
-    assert {"name", "trigger", "steps"} <= {*SCHEMA["required"]}
-    for model in (WorkflowModel, StepModel, RetryModel, TriggerModel):
+    assert SCHEMA["required"] == ["name"]
+    for model in models(Model):
         schema = SCHEMA if model is WorkflowModel else SCHEMA["$defs"][model.__name__]
         assert {*schema["properties"]} == {field.alias or name for name, field in model.model_fields.items()}
         assert schema["additionalProperties"] is False
+        assert model in (WorkflowModel, StepModel) or schema["description"]
+
+
+def test_every_key_is_described() -> None:
+    for model in models(Model):
+        for name, field in model.model_fields.items():
+            plain = model is WorkflowModel and name in ("name", "description")
+            assert field.description or plain or name == "retry", f"{model.__name__}.{name}"
+
+
+def test_it_is_a_schema() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+    validator = Draft202012Validator(SCHEMA)
+    good = {"name": "w", "trigger": "manual", "steps": [{"id": "a", "end": None}]}
+    assert validator.is_valid(good)
+    for wrong in (
+        good | {"trigger": "by hand"},
+        good | {"steps": [{"id": "a"}]},
+        good | {"steps": [{"id": "a", "delay": "1s", "end": None}]},
+        good | {"states": {}},
+        good | {"steps": [{"id": "a", "parallel": {"branches": {"b": [{"id": "c"}]}}}]},
+        good | {"steps": [{"id": "a", "action": "ship", "with": {}}]},
+        good | {"steps": [{"id": "a", "delay": "1s", "compensate": {"action": "ship", "with": {"weight": 1}}}]},
+    ):
+        assert not validator.is_valid(wrong), wrong
 
 
 def test_every_reference_leads_somewhere() -> None:
@@ -67,6 +100,7 @@ def test_parameters_depend_on_the_action() -> None:
 
 
 def test_durations_are_shown_as_they_are_written() -> None:
-    retry = SCHEMA["$defs"]["RetryModel"]["properties"]
+    retry = SCHEMA["$defs"][BackoffModel.__name__]["properties"]
+    assert SCHEMA["$defs"][RetryModel.__name__]["properties"]["initial"]["default"] == "1s"
     assert (retry["initial"]["default"], retry["max"]["default"]) == ("1s", "10m")
     assert not any(part.get("format") == "duration" for part in parts(SCHEMA))
