@@ -9,6 +9,7 @@ from appliance.engine.state import (
     RUNNING,
     SUCCEEDED,
     TERMINAL,
+    UNKNOWN,
     WAITING,
     Block,
     Close,
@@ -68,15 +69,20 @@ def end_run(turn: Turn, status: str, error: str | None = None) -> None:
     turn.ending = status
     if error is not None:
         turn.error = error
+    stop(turn)
+
+
+def stop(turn: Turn) -> None:
+    """Nothing new begins in any thread, and what stands is cancelled."""
     turn.todo.clear()
     cancel(turn, [visit for visit in turn.steps.values() if visit.status in ACTIVE])
 
 
 def cancel(turn: Turn, visits: list[StepState]) -> None:
-    """Cancel what is parked among these; an attempt that is under way is left to finish."""
+    """Cancel what is parked among these; what may have its effect meanwhile is left to finish."""
     for visit in visits:
         step = turn.step(visit)
-        if visit.status == RUNNING and step.kind == "action" and not _not_made_yet(turn, visit):
+        if _is_left(turn, step, visit):
             continue
         if step.kind in PARKED_KINDS and visit.status == WAITING:
             turn.commands.append(Close(visit.key, step.kind, CANCELLED))
@@ -84,8 +90,32 @@ def cancel(turn: Turn, visits: list[StepState]) -> None:
         turn.put(visit._replace(status=CANCELLED, finished_at=turn.now, due_at=None))
 
 
-def _not_made_yet(turn: Turn, visit: StepState) -> bool:
-    """Whether the attempt was only asked for in this very turn: then it is not made at all."""
+def _is_left(turn: Turn, step: Step, visit: StepState) -> bool:
+    """Whether a visit goes on although its thread doesn't.
+
+    An attempt that is under way is recorded, what is unknown is settled, and a called run that is to be undone if it
+    succeeds is asked to end, which it may do as it likes.
+    """
+    if visit.status == UNKNOWN:
+        return True
+    if visit.status == RUNNING and step.kind == "action":
+        return not _not_made_yet(turn, step, visit)
+    if visit.status != WAITING or step.kind != "workflow" or step.compensate is None:
+        return False
+    if visit.error is None:
+        turn.commands.append(Close(visit.key, step.kind, CANCELLED))
+        turn.put(visit._replace(due_at=None, error="asked to end"))
+    return True
+
+
+def _not_made_yet(turn: Turn, step: Step, visit: StepState) -> bool:
+    """Whether the attempt was only asked for in this very turn: then it is not made at all.
+
+    One that was lost, and is made again to find out whether there is something to undo, is.
+    """
+    before = turn.before.get(visit.key)
+    if before is not None and before.status == RUNNING and step.compensate is not None:
+        return False
     asked = [c for c in turn.commands if isinstance(c, RunAction) and c.key == visit.key]
     for command in asked:
         turn.commands.remove(command)
@@ -110,10 +140,11 @@ def open_block(turn: Turn, visit: StepState, total: int) -> None:
     begun = min(total, step.concurrency) if step.kind == "for_each" else total
     turn.set_block(visit.key, Block(total, begun))
     for branch in range(begun):
-        _begin_branch(turn, step, path, branch)
+        begin_branch(turn, step, path, branch)
 
 
-def _begin_branch(turn: Turn, step: Step, path: Path, branch: int) -> None:
+def begin_branch(turn: Turn, step: Step, path: Path, branch: int) -> None:
+    """Begin a branch of a block in ``path``, or an item."""
     if step.kind == "for_each":
         thread, path = step.threads[0], (*path, branch)
     else:
@@ -133,7 +164,7 @@ def _branch_ended(turn: Turn, visit: StepState, branch: int, last: str | None) -
         return
     if block.begun < block.total:
         block = block._replace(begun=block.begun + 1)
-        _begin_branch(turn, step, path_of(visit.key), block.begun - 1)
+        begin_branch(turn, step, path_of(visit.key), block.begun - 1)
     turn.set_block(visit.key, block)
 
 
@@ -179,10 +210,12 @@ def _branch_failed(turn: Turn, visit: StepState, branch: int, failed: StepState)
         return
     losers = turn.within(visit)
     _drop_todo(turn, visit)
-    turn.at = failed.key if turn.at is None else turn.at
-    give_up(turn, visit._replace(error=f"{failed.step}: {failed.error}" if failed.step != visit.step else failed.error))
-    if turn.ending is None:
-        turn.at = None
+    if not turn.phase and turn.at is None:
+        turn.at = failed.key
+    give_up(turn, visit._replace(error=f"{failed.step}: {failed.error}"))
+    if turn.ending is None or turn.phase:
+        turn.at = turn.at if turn.phase else None
+        turn.set_block(visit.key, None)
         cancel(turn, losers)
 
 

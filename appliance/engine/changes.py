@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from appliance.engine import snapshot
 from appliance.engine.listeners import machine_digest, wait_digest, wait_shape
 from appliance.engine.state import (
+    CANCELLED,
     PAUSED,
     TIMER,
     Ask,
@@ -20,6 +21,7 @@ from appliance.engine.state import (
     RunState,
     StepState,
     Take,
+    step_of,
 )
 from appliance.events import Event, dumps
 from appliance.identifiers import derived_uuid7, milliseconds_of, range_start, task_id_for, uuid7
@@ -300,7 +302,9 @@ def _close(change: Change, drive: Drive, command: Close, fresh: dict[tuple[str, 
         change.add("closed_tasks", ClosedTaskRow(drive.run_id, command.key, command.status))
     elif command.kind == "workflow" and command.status != "answered":
         begun = [called for called in drive.calls if called.command.key == command.key]
-        if begun:
+        workflow = drive.revision.workflow
+        undone = workflow.steps[workflow.by_id[step_of(command.key)]].compensate is not None
+        if begun and not (undone and command.status == CANCELLED):  # the step stays, to hear how the called run ends
             drive.calls.remove(begun[0])
         else:
             change.add("cancelled_children", Mark(drive.run_id, command.key))

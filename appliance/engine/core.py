@@ -39,8 +39,9 @@ from appliance.engine.state import (
     StepState,
     path_of,
 )
-from appliance.engine.steps import deadline_passed, task_due, walk
-from appliance.engine.turn import Turn
+from appliance.engine.steps import LATE, behind, deadline_passed, rendered, task_due, walk
+from appliance.engine.turn import StepError, Turn
+from appliance.errors import Malformed
 from appliance.templating import TemplateError
 from appliance.workflows.revision import Step, Workflow
 
@@ -96,7 +97,7 @@ def _play(turn: Turn) -> None:
     while True:
         while turn.todo:
             walk(turn, *turn.todo.popleft())
-        if turn.inbox and turn.ending is None and signals.work_in(turn):
+        if turn.inbox and signals.work_in(turn):
             continue
         active = [visit for visit in turn.steps.values() if visit.status in ACTIVE]
         if active:
@@ -130,16 +131,20 @@ def _resume(turn: Turn, given: Resumed) -> None:
     if not turn.steps and turn.ending is None:
         _begin(turn)
         return
-    if turn.inbox and turn.ending is None:
+    if turn.inbox:
         signals.work_in(turn)  # before the deadlines: what came in came first
     for visit in list(turn.steps.values()):
-        if visit.status in ACTIVE and turn.steps[visit.key] is visit:
-            _look_at(turn, visit, lost=given.lost)
+        if visit.status not in ACTIVE or turn.steps[visit.key] is not visit:
+            continue
+        try:
+            _look_at(turn, turn.step(visit), visit, lost=given.lost)
+        except (TemplateError, StepError, Malformed) as error:  # a deadline that can't be computed any more
+            _close(turn, turn.step(visit), visit, "expired")
+            blocks.give_up(turn, visit._replace(error=str(error)))
 
 
-def _look_at(turn: Turn, visit: StepState, *, lost: bool) -> None:
+def _look_at(turn: Turn, step: Step, visit: StepState, *, lost: bool) -> None:
     """Go on with an active visit, if it is time."""
-    step = turn.step(visit)
     if visit.status == RUNNING:
         if lost and step.kind == "action":
             _attempt_lost(turn, step, visit)
@@ -151,12 +156,12 @@ def _look_at(turn: Turn, visit: StepState, *, lost: bool) -> None:
 
 
 def _attempt_lost(turn: Turn, step: Step, visit: StepState) -> None:
-    """Whoever made the attempt is gone."""
-    if not turn.is_live(visit):
+    """Whoever made the attempt is gone. Where it is not needed any more it is made again only if it is to be undone."""
+    if step.at_most_once:
+        turn.put(visit._replace(status=UNKNOWN, error="the process ended while it ran", due_at=None))
+    elif step.compensate is None and not turn.is_live(visit):
         why = "the process ended while it ran: it may have had its effect"
         turn.put(visit._replace(status=CANCELLED, finished_at=turn.now, error=why))
-    elif step.at_most_once:
-        turn.put(visit._replace(status=UNKNOWN, error="the process ended while it ran", due_at=None))
     else:
         _attempt(turn, visit, max(1, visit.attempt))
 
@@ -193,19 +198,23 @@ def _remind(turn: Turn, step: Step, visit: StepState) -> None:
 def _expire(turn: Turn, step: Step, visit: StepState) -> None:
     """A deadline passed."""
     deadline = step.deadline
-    if step.kind in blocks.PARKED_KINDS:
-        turn.commands.append(Close(visit.key, step.kind, "expired"))
-        blocks.close_notice(turn, step, path_of(visit.key))
+    _close(turn, step, visit, "expired")
     if deadline is None or deadline.target is None:
-        blocks.give_up(turn, visit._replace(error="its deadline passed"))
+        blocks.give_up(turn, visit._replace(error=LATE))
         return
-    late = visit._replace(status=FAILED, finished_at=turn.now, due_at=None, error="its deadline passed")
+    late = visit._replace(status=FAILED, finished_at=turn.now, due_at=None, error=LATE)
     if step.kind == "state":
         late = late._replace(status=SUCCEEDED, error=None, output={"deadline": True})
     live = turn.is_live(late)
     turn.put(late)
     if live:
         turn.todo.append((deadline.target, step.thread, path_of(visit.key), visit.key))
+
+
+def _close(turn: Turn, step: Step, visit: StepState, status: str) -> None:
+    if step.kind in blocks.PARKED_KINDS:
+        turn.commands.append(Close(visit.key, step.kind, status))
+        blocks.close_notice(turn, step, path_of(visit.key))
 
 
 # --- results of attempts ---------------------------------------------------------------------------------------------
@@ -220,11 +229,11 @@ def _failed(turn: Turn, given: ActionFailed) -> None:
     visit = _current(turn, given.key)
     step = turn.step(visit)
     failed = visit._replace(error=given.error)
-    if not turn.is_live(visit):
-        turn.put(failed._replace(status=CANCELLED, finished_at=turn.now))
-        return
     if step.at_most_once and given.kind in _AMBIGUOUS:
         turn.put(failed._replace(status=UNKNOWN))
+        return
+    if not turn.is_live(visit):
+        turn.put(failed._replace(status=CANCELLED, finished_at=turn.now, due_at=None))
         return
     due = _next_attempt(step, visit, given, turn.now) if given.retryable and not step.at_most_once else None
     if due is None:
@@ -290,8 +299,8 @@ def _finish_well(turn: Turn) -> bool:
     output = turn.workflow.output
     if output is not None:
         try:
-            turn.output = output.render(turn.scope(turn.workflow.steps[0], ()))
-        except TemplateError as error:
+            turn.output = rendered(output, turn.scope(turn.workflow.steps[0], ()))
+        except (TemplateError, Malformed) as error:
             turn.ending, turn.error = FAILED, f"output: {error}"
             return True
     _finish(turn, SUCCEEDED)
@@ -320,7 +329,7 @@ def _next_to_undo(turn: Turn) -> StepState | None:
 def _undo(turn: Turn, visit: StepState) -> None:
     hidden = turn.workflow.steps[turn.step(visit).compensate or 0]
     key = _undo_key(turn, visit)
-    turn.put(StepState(key, hidden.id, len(turn.steps), RUNNING, 1, turn.now, turn.now))
+    turn.put(StepState(key, hidden.id, turn.next_seq(), RUNNING, 1, turn.now, turn.now))
     turn.commands.append(RunAction(key, hidden.id, 1))
 
 
@@ -330,42 +339,55 @@ def _undo_key(turn: Turn, visit: StepState) -> str:
 
 
 def _retry(workflow: Workflow, facts: Facts, state: RunState, now: float) -> tuple[RunState, Commands]:
-    """The failed step is due again at once, with all its attempts; what was cancelled with it is begun anew."""
+    """The failed step is due again at once, with all its attempts; what was cut off with it goes on, or begins anew."""
     undone = any(workflow.steps[workflow.by_id[s.step]].id.endswith(".compensate") for s in state.steps.values())
-    if state.status != FAILED or state.at is None or undone:
+    if state.status != FAILED or state.at is None or undone or state.steps[state.at].status != FAILED:
         return state, (Finish(),)
     turn = Turn(workflow, facts, state._replace(phase="", ending=None, error=None, finished_at=None), now)
     failed = turn.steps[state.at]
     turn.at, turn.outcome, turn.output = None, None, None
-    turn.status = RETRYING
     _due_now(turn, failed)
     _reopen(turn, failed)
     _play(turn)
-    return turn.result(), tuple(turn.commands)
+    asked = [command.key for command in turn.commands if isinstance(command, RunAction)]
+    others = tuple(command for command in turn.commands if not isinstance(command, RunAction))
+    return postponed(turn.result(), asked, now), others
 
 
 def _reopen(turn: Turn, failed: StepState) -> None:
-    """Open the blocks around a failed step again, and begin anew what was cancelled in them."""
+    """Open the blocks around a failed step again, and go on with their other branches."""
     visit = failed
-    while (above := turn.parent(turn.step(visit), path_of(visit.key))) is not None:
-        block, branch = above
-        progress = turn.blocks[block.key]
+    reopened: list[tuple[str, int]] = []
+    while (above := turn.parent(turn.step(visit), path_of(visit.key), visit.seq)) is not None:
+        visit, branch = above
+        progress = turn.blocks[visit.key]
         ends = {number: end for number, end in progress.ends.items() if number != branch}
-        turn.set_block(block.key, progress._replace(ends=ends))
-        turn.put(block._replace(status=RUNNING, finished_at=None, error=None))
-        visit = block
-    _begin_cancelled(turn, failed)
+        turn.set_block(visit.key, progress._replace(ends=ends))
+        turn.put(visit._replace(status=RUNNING, finished_at=None, error=None))
+        reopened.append((visit.key, branch))
+    for key, branch in reopened:
+        progress = turn.blocks[key]
+        for number in range(progress.begun):
+            if number != branch and number not in progress.ends:
+                _go_on_in(turn, turn.steps[key], number)
 
 
-def _begin_cancelled(turn: Turn, failed: StepState) -> None:
-    """Of each thread that was cancelled the last step is begun anew, unless what is around it is over."""
-    last: dict[tuple[int, tuple[int, ...]], StepState] = {}
-    for visit in turn.steps.values():
-        last[turn.step(visit).thread, path_of(visit.key)] = visit
-    for (thread, _), visit in last.items():
-        mine = turn.workflow.threads[thread]
-        if visit.status == CANCELLED and mine.parent is not None and visit.key != failed.key and turn.is_live(visit):
-            _due_now(turn, visit)
+def _go_on_in(turn: Turn, block: StepState, branch: int) -> None:
+    """Go on in a branch where it was cut off: with what was cancelled, behind what was done, or at the beginning."""
+    step, path = turn.step(block), path_of(block.key)
+    each = step.kind == "for_each"
+    thread, path = (step.threads[0], (*path, branch)) if each else (step.threads[branch], path)
+    mine = [
+        visit
+        for visit in turn.steps.values()
+        if visit.seq > block.seq and turn.step(visit).thread == thread and path_of(visit.key) == path
+    ]
+    if not mine:
+        blocks.begin_branch(turn, step, path_of(block.key), branch)
+    elif mine[-1].status == CANCELLED:
+        _due_now(turn, mine[-1])
+    elif mine[-1].status not in ACTIVE:
+        turn.todo.append((behind(turn, mine[-1]), thread, path, mine[-1].key))
 
 
 def _due_now(turn: Turn, visit: StepState) -> None:

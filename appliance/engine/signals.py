@@ -8,6 +8,7 @@ from typing import Any
 from appliance.engine import blocks
 from appliance.engine.state import (
     ACTIVE,
+    CANCELLED,
     FAILED,
     RETRYING,
     SUCCEEDED,
@@ -34,13 +35,15 @@ def work_in(turn: Turn) -> bool:
     person sent to a run when a step waits for such. The rest of the steps' own is turned down.
     """
     before, turn.inbox = turn.inbox, ()
-    kept = tuple(signal for signal in before if turn.ending is not None or not _offer(turn, signal))
+    kept = tuple(signal for signal in before if not _offer(turn, signal))
     turn.inbox = kept
     return len(kept) < len(before)
 
 
 def _offer(turn: Turn, signal: Signal) -> bool:
-    """Whether the signal is done with."""
+    """Whether the signal is done with. A run that is about to end only wants to know what became of its effects."""
+    if turn.ending is not None and not turn.phase and signal.kind not in ("settle", "child"):
+        return False
     if not signal.key:
         return _offer_to_any(turn, signal)
     visit = turn.steps.get(signal.key)
@@ -65,7 +68,8 @@ def _offer_to_any(turn: Turn, signal: Signal) -> bool:
             continue
         if step.kind == "state":
             return _took(turn, signal, step.state or "", taken=_transition(turn, signal, step, visit))
-        wanted = step.kind == "wait" and step.wait is not None and _is_of(step.wait.events, signal)
+        # A wait within a state machine is told of its own events by its key; these are for the states.
+        wanted = step.wait is not None and turn.workflow.machine is None and _is_of(step.wait.events, signal)
         if wanted and _event(turn, signal, visit):
             return _took(turn, signal, visit.key, taken=True)
     return False
@@ -101,14 +105,18 @@ def _child(turn: Turn, visit: StepState, payload: Mapping[str, Any]) -> None:
     called = turn.step(visit).flow
     why = payload.get("error") or payload.get("outcome") or "it was " + str(payload.get("status"))
     turn.commands.append(Close(visit.key, "workflow", "answered"))
-    blocks.give_up(turn, visit._replace(error=f"{called}: {why}"))
+    failed = visit._replace(error=f"{called}: {why}", due_at=None)
+    if turn.is_live(visit):
+        blocks.give_up(turn, failed)
+    else:
+        turn.put(failed._replace(status=CANCELLED, finished_at=turn.now))
 
 
 def _reached(turn: Turn, visit: StepState, output: Any, status: str) -> None:
     step = turn.step(visit)
     turn.commands.append(Close(visit.key, step.kind, status))
     blocks.close_notice(turn, step, path_of(visit.key))
-    blocks.leave(turn, visit._replace(status=SUCCEEDED, finished_at=turn.now, due_at=None, output=output))
+    blocks.leave(turn, visit._replace(status=SUCCEEDED, finished_at=turn.now, due_at=None, output=output, error=None))
 
 
 def _settle(turn: Turn, signal: Signal, visit: StepState | None) -> bool:
@@ -120,8 +128,10 @@ def _settle(turn: Turn, signal: Signal, visit: StepState | None) -> bool:
         blocks.leave(turn, done)
     elif verdict == FAILED:
         blocks.give_up(turn, visit._replace(error=signal.payload.get("error") or visit.error))
+    elif turn.is_live(visit):
+        turn.put(visit._replace(status=RETRYING, due_at=turn.now))
     else:
-        turn.put(visit._replace(status=RETRYING, due_at=turn.now, attempt=visit.attempt))
+        turn.put(visit._replace(status=CANCELLED, finished_at=turn.now))
     return _took(turn, signal, visit.key, taken=True)
 
 

@@ -24,12 +24,14 @@ from appliance.engine.turn import MAX_VISITS, StepError, Turn
 from appliance.errors import Malformed
 from appliance.events import dumps, loads
 from appliance.templating import Template, TemplateError
-from appliance.workflows.revision import Step, due_at
+from appliance.workflows.revision import CONTINUE, END, Step, due_at
 
 
 class Parked(Exception):
     """The thread stands at the step that was begun: it does not go on for now."""
 
+
+LATE = "its deadline passed"
 
 Next = int | None
 """The step to go on with; None: the thread is over."""
@@ -75,7 +77,7 @@ def _choose(turn: Turn, step: Step, visit: StepState) -> Next:
 
 def _transform(turn: Turn, step: Step, visit: StepState) -> Next:
     scope = turn.scope(step, path_of(visit.key))
-    _done(turn, visit, step.logic.evaluate(scope) if step.logic is not None else _rendered(step.params, scope))
+    _done(turn, visit, step.logic.evaluate(scope) if step.logic is not None else rendered(step.params, scope))
     return step.follow
 
 
@@ -100,7 +102,7 @@ def _for_each(turn: Turn, step: Step, visit: StepState) -> Next:
 
 def _wait(turn: Turn, step: Step, visit: StepState) -> Next:
     scope = turn.scope(step, path_of(visit.key))
-    values = tuple(_rendered(value, scope) for _, value in step.wait.match) if step.wait is not None else ()
+    values = tuple(rendered(value, scope) for _, value in step.wait.match) if step.wait is not None else ()
     parked = turn.put(visit._replace(status=WAITING, due_at=_deadline(turn, step, visit)))
     turn.commands.append(Listen(parked.key, step.id, values))
     raise Parked
@@ -109,7 +111,7 @@ def _wait(turn: Turn, step: Step, visit: StepState) -> Next:
 def _human_task(turn: Turn, step: Step, visit: StepState) -> Next:
     path = path_of(visit.key)
     task = step.task
-    about = _rendered(task.about, turn.scope(step, path)) if task is not None else {}
+    about = rendered(task.about, turn.scope(step, path)) if task is not None else {}
     # The reminders are counted in `attempt`, from 0.
     parked = turn.put(visit._replace(status=WAITING, attempt=0))
     deadline = _deadline(turn, step, visit)
@@ -122,18 +124,19 @@ def _human_task(turn: Turn, step: Step, visit: StepState) -> Next:
 
 
 def _workflow(turn: Turn, step: Step, visit: StepState) -> Next:
-    given = _rendered(step.params, turn.scope(step, path_of(visit.key)))
+    given = rendered(step.params, turn.scope(step, path_of(visit.key)))
     turn.put(visit._replace(status=WAITING, due_at=_deadline(turn, step, visit)))
     turn.commands.append(Call(visit.key, step.id, step.flow or "", given))
     raise Parked
 
 
 def _end(turn: Turn, step: Step, visit: StepState) -> Next:
-    output = _rendered(step.params, turn.scope(step, path_of(visit.key)))
+    output = rendered(step.params, turn.scope(step, path_of(visit.key)))
     _done(turn, visit, output)
     if turn.phase:  # in the workflow's on_error: the run is about to end as it is
         turn.output, turn.outcome = output, step.outcome or turn.outcome
-        return None
+        blocks.stop(turn)
+        raise Parked
     turn.outcome, turn.output = step.outcome, output
     if step.state is not None:
         turn.place = {**(turn.place or {}), "state": step.state, "entered_at": turn.now, "due_at": None}
@@ -173,6 +176,21 @@ _BEGIN: Mapping[str, Callable[[Turn, Step, StepState], Next]] = {
 }
 
 
+def behind(turn: Turn, visit: StepState) -> Next:
+    """Where a thread goes on behind a visit that is over."""
+    step = turn.step(visit)
+    if visit.status == SKIPPED:
+        return step.after
+    if visit.status == FAILED:
+        if visit.error == LATE and step.deadline is not None and step.deadline.target is not None:
+            return step.deadline.target
+        if step.on_error == CONTINUE:
+            return step.follow
+        return turn.workflow.by_id[step.on_error] if step.on_error not in (None, END) else None
+    taken: int | None = visit.output["branch"] if step.kind == "choose" else None
+    return step.follow if taken is None else step.branches[taken].target
+
+
 def task_due(turn: Turn, step: Step, visit: StepState) -> float | None:
     """When to look at a task again: its next reminder or its deadline, whichever comes first."""
     deadline = _deadline(turn, step, visit)
@@ -197,11 +215,11 @@ def _deadline(turn: Turn, step: Step, visit: StepState) -> float | None:
 
 
 def _due(template: Template | None, scope: Mapping[str, Any], now: float, hours: Any) -> float:
-    rendered = template.render(scope) if template is not None else {"for": 0}
-    return due_at(rendered, datetime.fromtimestamp(now, UTC), hours).timestamp()
+    due = template.render(scope) if template is not None else {"for": 0}
+    return due_at(due, datetime.fromtimestamp(now, UTC), hours).timestamp()
 
 
-def _rendered(template: Template | None, scope: Mapping[str, Any]) -> Any:
+def rendered(template: Template | None, scope: Mapping[str, Any]) -> Any:
     """A template's value as JSON data that can be stored, sharing nothing; raises TemplateError, Malformed."""
     if template is None:
         return None

@@ -21,6 +21,7 @@ from appliance.engine.state import (
     StepState,
     base_key,
     path_of,
+    step_of,
 )
 from appliance.errors import ApplianceError
 from appliance.templating import TemplateError
@@ -40,8 +41,10 @@ class Turn:
     """What a run becomes while one input is worked in. ``todo``: (step to go to, thread, path, step that led there)."""
 
     __slots__ = (
-        "_outputs",
+        "_error",
+        "_known",
         "at",
+        "before",
         "blocks",
         "commands",
         "ending",
@@ -66,6 +69,7 @@ class Turn:
         self.now = now
         self.status = state.status
         self.at = state.at
+        self.before = state.steps
         self.steps: dict[str, StepState] = dict(state.steps)
         self.error = state.error
         self.finished_at = state.finished_at
@@ -78,7 +82,8 @@ class Turn:
         self.inbox = state.inbox
         self.commands: list[Command] = []
         self.todo: deque[tuple[int | None, int, Path, str | None]] = deque()
-        self._outputs: dict[Path, dict[str, dict[str, Any]]] = {}
+        self._known: dict[Path, dict[str, StepState]] | None = None
+        self._error: StepState | None = None
 
     def result(self) -> RunState:
         """The state after this turn."""
@@ -100,14 +105,20 @@ class Turn:
     def put(self, visit: StepState) -> StepState:
         """Record a visit, new or changed."""
         self.steps[visit.key] = visit
-        if self._outputs:
-            self._outputs = {}
+        if self._error is not None and self._error.key == visit.key:
+            self._known = self._error = None
+        elif self._known is not None:
+            self._know(visit)
         return visit
 
     def visit(self, step: Step, path: Path, status: str = RUNNING) -> StepState:
         """A new visit of a step, begun now."""
         now = self.now
-        return StepState(self._new_key(step, path), step.id, len(self.steps), status, 1, now, now)
+        return StepState(self._new_key(step, path), step.id, self.next_seq(), status, 1, now, now)
+
+    def next_seq(self) -> int:
+        """What the next visit's ``seq`` is. Not the number of visits: a rerun takes over some of another run's."""
+        return next(reversed(self.steps.values())).seq + 1 if self.steps else 0
 
     def step(self, visit: StepState) -> Step:
         """The definition of a visit's step."""
@@ -117,35 +128,36 @@ class Turn:
         """Record the progress of a block; None: it is over."""
         self.blocks = {k: b for k, b in self.blocks.items() if k != key} | ({key: block} if block is not None else {})
 
-    def latest(self, step: Step, path: Path) -> StepState | None:
-        """The last visit of a step."""
-        key = base = base_key(step.id, path)
-        number = 2
-        while f"{base}#{number}" in self.steps:
-            key = f"{base}#{number}"
+    def latest(self, step: Step, path: Path, before: int | None = None) -> StepState | None:
+        """The last visit of a step; with ``before``, of those that were begun before this ``seq``."""
+        base = base_key(step.id, path)
+        found, number = self.steps.get(base), 2
+        while (later := self.steps.get(f"{base}#{number}")) is not None and (before is None or later.seq < before):
+            found = later
             number += 1
-        return self.steps.get(key)
+        return found
 
-    def parent(self, step: Step, path: Path) -> tuple[StepState, int] | None:
-        """The visit of the block around a step, and which of its branches (or items) the step is in."""
+    def parent(self, step: Step, path: Path, before: int | None = None) -> tuple[StepState, int] | None:
+        """The visit of the block around a step, and which of its branches (or items) the step is in.
+
+        ``before`` is the ``seq`` of the step's visit; without it, the visit is about to be.
+        """
         thread = self.workflow.threads[step.thread]
         if thread.parent is None:
             return None
         block = self.workflow.steps[thread.parent]
         above, branch = (path[:-1], path[-1]) if block.kind == "for_each" else (path, block.threads.index(step.thread))
-        visit = self.latest(block, above)
+        visit = self.latest(block, above, before)
         return (visit, branch) if visit is not None else None
 
     def is_live(self, visit: StepState) -> bool:
         """Whether the run goes on behind this visit: not if what is around it is over."""
-        step, path = self.step(visit), path_of(visit.key)
         if self.ending is not None and not self.phase:
             return False
-        while (found := self.parent(step, path)) is not None:
-            block, _ = found
-            if block.status != RUNNING:
+        while (found := self.parent(self.step(visit), path_of(visit.key), visit.seq)) is not None:
+            visit, _ = found
+            if visit.status != RUNNING:
                 return False
-            step, path = self.step(block), path_of(block.key)
         return True
 
     def within(self, block: StepState) -> list[StepState]:
@@ -155,7 +167,10 @@ class Turn:
         return [
             visit
             for visit in self.steps.values()
-            if visit.status in ACTIVE and self.step(visit).thread in inside and path_of(visit.key)[: len(path)] == path
+            if visit.status in ACTIVE
+            and visit.seq > block.seq
+            and self.step(visit).thread in inside
+            and path_of(visit.key)[: len(path)] == path
         ]
 
     # --- what expressions see ----------------------------------------------------------------------------------------
@@ -170,7 +185,7 @@ class Turn:
             "steps": self.outputs(path),
             "run": facts.run,
             "input": facts.input,
-            "error": self._last_error() if self.error is not None or len(self.steps) > 1 else None,
+            "error": self._last_error(),
         }
         return names | self._items(step, path) if path else names
 
@@ -181,15 +196,12 @@ class Turn:
 
     def outputs(self, path: Path = ()) -> dict[str, dict[str, Any]]:
         """``steps`` as a step in ``path`` sees it: the last visit of each step that is not in another item."""
-        known = self._outputs.get(path)
-        if known is None:
-            known = {
-                s.step: {"output": s.output, "status": s.status, "error": s.error}
-                for s in self.steps.values()
-                if "[" not in s.key or path_of(s.key) == path[: s.key.count("[")]
-            }
-            self._outputs[path] = known
-        return known
+        known = self._look_over()
+        return {
+            s.step: {"output": s.output, "status": s.status, "error": s.error}
+            for depth in range(len(path) + 1)
+            for s in known.get(path[:depth], {}).values()
+        }
 
     def items(self, step: Step, path: Path) -> list[Any]:
         """The items of a ``for_each``; raises StepError for what is no list, or too long."""
@@ -215,8 +227,10 @@ class Turn:
         names: dict[str, Any] = {}
         while path:
             thread = self.workflow.threads[step.thread]
-            if thread.parent is None:  # a hidden step sees what its own step sees
-                step = self.workflow.steps[self.workflow.by_id[step.id.rpartition(".")[0]]]
+            if thread.parent is None:
+                if step.owner is None:
+                    break
+                step = self.workflow.steps[step.owner]  # a hidden step sees what its own step sees
                 continue
             block = self.workflow.steps[thread.parent]
             if block.kind == "for_each":
@@ -229,11 +243,34 @@ class Turn:
         return names
 
     def _last_error(self) -> dict[str, Any] | None:
-        failed = [s for s in self.steps.values() if s.status == FAILED]
-        if not failed:
-            return None
-        last = max(failed, key=lambda s: (s.finished_at or 0.0, s.seq))
-        return {"step": last.step, "message": last.error}
+        """What failed last; when the run is about to end, why it does."""
+        if self.phase and self.error is not None:
+            return {"step": step_of(self.at) if self.at is not None else self._ended_at(), "message": self.error}
+        self._look_over()
+        last = self._error
+        return {"step": last.step, "message": last.error} if last is not None else None
+
+    def _ended_at(self) -> str | None:
+        """The ``end`` step that let the run fail."""
+        ends = [s.step for s in self.steps.values() if self.step(s).fails]
+        return ends[-1] if ends else None
+
+    def _look_over(self) -> dict[Path, dict[str, StepState]]:
+        """The last visit of each step, by path. Looked for once a turn: there may be thousands of visits."""
+        if self._known is None:
+            self._known = {}
+            for visit in self.steps.values():
+                self._know(visit)
+        return self._known
+
+    def _know(self, visit: StepState) -> None:
+        of_path = (self._known or {}).get(path := path_of(visit.key))
+        if of_path is None and self._known is not None:
+            of_path = self._known[path] = {}
+        if of_path is not None and ((other := of_path.get(visit.step)) is None or other.seq <= visit.seq):
+            of_path[visit.step] = visit
+        if visit.status == FAILED and (self._error is None or _ended(self._error) <= _ended(visit)):
+            self._error = visit
 
     def _new_key(self, step: Step, path: Path) -> str:
         base = base_key(step.id, path)
@@ -243,6 +280,10 @@ class Turn:
         while f"{base}#{number}" in self.steps:
             number += 1
         return f"{base}#{number}"
+
+
+def _ended(visit: StepState) -> tuple[float, int]:
+    return visit.finished_at or 0.0, visit.seq
 
 
 def threads_in(workflow: Workflow, block: int) -> list[int]:
