@@ -21,7 +21,6 @@ from appliance.engine.state import (
     StepState,
     base_key,
     path_of,
-    step_of,
 )
 from appliance.errors import ApplianceError
 from appliance.templating import TemplateError
@@ -245,15 +244,17 @@ class Turn:
     def _last_error(self) -> dict[str, Any] | None:
         """What failed last; when the run is about to end, why it does."""
         if self.phase and self.error is not None:
-            return {"step": step_of(self.at) if self.at is not None else self._ended_at(), "message": self.error}
+            return self._cause()
         self._look_over()
         last = self._error
         return {"step": last.step, "message": last.error} if last is not None else None
 
-    def _ended_at(self) -> str | None:
-        """The ``end`` step that let the run fail."""
+    def _cause(self) -> dict[str, Any]:
+        at = self.steps.get(self.at) if self.at is not None else None
+        if at is not None and at.error is not None:
+            return {"step": at.step, "message": at.error}
         ends = [s.step for s in self.steps.values() if self.step(s).fails]
-        return ends[-1] if ends else None
+        return {"step": ends[-1] if ends else None, "message": self.error}
 
     def _look_over(self) -> dict[Path, dict[str, StepState]]:
         """The last visit of each step, by path. Looked for once a turn: there may be thousands of visits."""
