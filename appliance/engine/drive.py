@@ -152,7 +152,8 @@ class Driver:
             drive.asked = None
             return []
         if drive.asked == CANCEL:
-            given = Cancelled(_CANCELLED)
+            await self._advance(drive, Cancelled(_CANCELLED))
+            given = given if isinstance(given, Resumed) else Resumed()  # nobody makes the attempts under way any more
         elif drive.asked == RETRY:
             drive.state = drive.state._replace(status=FAILED)
             await self._advance(drive, Retried())  # which makes due what is to be begun anew
