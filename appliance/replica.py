@@ -35,6 +35,7 @@ from appliance.store.pool import Pool, open_connection
 from appliance.store.recorder import Recorder
 from appliance.store.recovery import RecoveryStore
 from appliance.store.runs import Runs
+from appliance.store.trace import Traces
 from appliance.stream import client as stream_client
 from appliance.stream.consumer import Consumer
 from appliance.stream.group import Foundation, Group
@@ -87,6 +88,7 @@ class Replica:
             self.intake = Intake(self.outbox_table, self.outbox, self.producer, settings.ingest)
         self.runs = Runs(pool)
         self.history = History(pool)
+        self.traces = Traces(pool, self.history)
         self.recorder = Recorder(
             lambda: open_connection(database_url, settings.store),
             batch=settings.store.commit_batch,
@@ -149,6 +151,10 @@ class Replica:
         self.presence = Presence(self.commander, self.keys, stream.group, self.consumer_name)
         around = Surroundings(self._before_a_sweep, self._signs_of_loss, self.leases.__contains__, self.timers.expect)
         self.recovery = Recovery(RecoveryStore(pool), self.presence, self.producer, around)
+
+    async def recover(self) -> dict[str, int | bool]:
+        """Put back to work what was lost, however young; says how much of each kind that was."""
+        return (await self.recovery.sweep(grace_s=0.0, thorough=True)).as_dict()
 
     async def _before_a_sweep(self) -> None:
         await self.consumer.found()

@@ -178,6 +178,8 @@ class Supervisor:
             schedules=replica.timetable,
             registry=registry,
             ledger=replica.bookkeeper.ledger,
+            recover=replica.recover,
+            trace=replica.traces.trace,
             health=monitor.health,
             schema=lambda: json_schema(registry.actions),
             api_key=api_key,

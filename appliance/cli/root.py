@@ -24,6 +24,8 @@ COMMANDS = {
     "schedules": "appliance.cli.schedules:schedules",
     "dlq": "appliance.cli.dead_letters:dlq",
     "explain": "appliance.cli.explain:explain",
+    "trace": "appliance.cli.trace:trace",
+    "recover": "appliance.cli.recover:recover",
     "ledger": "appliance.cli.ledger:ledger",
     "doctor": "appliance.cli.doctor:doctor",
     "schema": "appliance.cli.local:schema",

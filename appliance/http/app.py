@@ -29,12 +29,14 @@ from appliance.http.operations import Handler, Operation
 from appliance.http.pages import index_page
 from appliance.http.probes import Probes
 from appliance.http.problems import HttpProblem, problem_of, problem_of_status
+from appliance.http.recoveries import Recoveries
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.schedules import ScheduleApi
 from appliance.http.services import Services
 from appliance.http.starts import Starts
 from appliance.http.submit import Submit
 from appliance.http.tasks import TaskApi
+from appliance.http.traces import Traces
 from appliance.observe.metrics import METRICS
 
 log = logging.getLogger(__name__)
@@ -107,7 +109,9 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Submit(admission, http).operations(),
         *Ingest(admission, http).operations(),
         *Explanations(services).operations(),
+        *Traces(services).operations(),
         *Api(services).operations(),
+        *Recoveries(services).operations(),
         *ScheduleApi(services).operations(),
         *Interventions(services).operations(),
         *Starts(services, admission).operations(),

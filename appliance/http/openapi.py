@@ -263,6 +263,10 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         event={"type": "object"},
         verdicts=_list_of(_object(workflow=_TEXT, matched=_FLAG, reason=_TEXT, failure={"type": ["object", "null"]})),
     ),
+    "Recovery": _object(
+        recovered=_NUMBER, held=_NUMBER, parked=_NUMBER, events=_NUMBER, resent=_NUMBER, adopted=_NUMBER, busy=_FLAG
+    ),
+    "Trace": _object(event=_TEXT, correlation_id=_TEXT, events=_list_of({"type": "object"}), nodes=_NUMBER, cut=_FLAG),
     "Ledger": _object(
         accepted=_NUMBER,
         handled=_NUMBER,

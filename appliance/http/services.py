@@ -159,6 +159,10 @@ class Services:
     schedules: Timetables
     registry: Actions
     ledger: Callable[[], Awaitable[Mapping[str, Any]]]
+    recover: Callable[[], Awaitable[Mapping[str, Any]]]
+    """Put back to work what was lost, and say how much of each kind that was."""
+    trace: Callable[[str], Awaitable[Mapping[str, Any]]]
+    """The tree that an event belongs to; raises NotFound."""
     health: Callable[[], Health]
     schema: Callable[[], Mapping[str, Any]]
     """The JSON Schema of the workflow language, with the actions that are installed."""

@@ -76,6 +76,8 @@ def ours(redis_url: str) -> Any:
             schedules=missing,
             registry=missing,
             ledger=ledger,
+            recover=ledger,
+            trace=missing,
             health=lambda: Health(started=True),
             schema=dict,
             api_key="benchmark",

@@ -278,6 +278,12 @@ class Fakes:
         async def ledger() -> Mapping[str, Any]:
             return {"accepted": 3, "difference": 0}
 
+        async def recover() -> Mapping[str, Any]:
+            return {"recovered": 2, "held": 2}
+
+        async def trace(event_id: str) -> Mapping[str, Any]:
+            return {"event": event_id, "correlation_id": "c", "events": [], "nodes": 0, "cut": False}
+
         return Services(
             settings=settings or Settings(),
             producer=self.producer,
@@ -289,6 +295,8 @@ class Fakes:
             schedules=self.schedules,
             registry=FakeRegistry(),
             ledger=ledger,
+            recover=recover,
+            trace=trace,
             health=lambda: self.health,
             schema=lambda: {"type": "object"},
             api_key=API_KEY,
