@@ -500,7 +500,7 @@ async def test_publishes_an_event_that_a_repeated_attempt_can_not_double() -> No
     again, _ = harness.published[2]
     assert (event.id, event.key) == (again.id, again.key)
     assert (priority, event.type, event.subject, event.source) == ("high", "a", "s", "workflow:contact")
-    assert event.attributes == {"tenant": "x", "hops": 2, "correlationid": harness.event.id}
+    assert event.attributes == {"tenant": "x", "hops": 2, "correlationid": harness.event.id, "causationid": RUN.id}
 
 
 async def test_a_chain_of_events_ends_at_the_limit() -> None:
