@@ -106,7 +106,7 @@ class Replica:
         )
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
-        self.control = Control(pool, self.runs, self.catalog, self.timers.expect)
+        self.control = Control(pool, self.runs, self.catalog, self.timers.expect, self.lifecycle)
         self.actions = ActionRunner(
             registry,
             resources,

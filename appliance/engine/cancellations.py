@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from appliance.engine.changes import CANCEL
 from appliance.engine.interventions import Intervention, Standing, described, intervention, undisturbed
+from appliance.engine.lifecycle import Ending
 from appliance.engine.state import CANCELLED, PAUSED, step_of
 from appliance.errors import Conflict
+from appliance.events import Event
 from appliance.store.pool import Pool
+from appliance.store.rows import OutboxRow
+from appliance.store.runs import events_of
 
 _DEPTH = 32
 """Levels of called runs that are cancelled in one transaction; those below are asked to end."""
 
 
+class Announcer(Protocol):
+    """Makes events about the ends of runs."""
+
+    def concerns(self, status: str) -> bool:
+        """Whether there are events about runs that end so."""
+        ...
+
+    def row(self, ending: Ending) -> OutboxRow | None:
+        """What is put into the outbox about the end of a run, if anything."""
+        ...
+
+
 class Cancellations:
     """One operation. Raises NotFound, Conflict and StoreUnavailable."""
 
-    def __init__(self, pool: Pool, on_timer: Callable[[float], None]) -> None:
+    def __init__(self, pool: Pool, on_timer: Callable[[float], None], announcer: Announcer | None = None) -> None:
         self._pool = pool
         self._on_timer = on_timer
+        self._announcer = announcer
 
     async def cancel_run(self, run_id: str, actor: str, *, force: bool = False) -> dict[str, Any]:
         """End a run that is not over: ``{"status": "cancelled"}``, or ``cancelling`` if it has something to undo.
@@ -55,7 +72,7 @@ class Cancellations:
         return True
 
     async def _end_tree(self, act: Intervention, run: Standing, why: str) -> None:
-        await _end(act, [run], why)
+        await self._end(act, [run], why)
         await _tell_caller(act, run, why)
         level, ended, asked = [run], 0, 0
         for depth in range(_DEPTH):
@@ -66,9 +83,25 @@ class Cancellations:
             ended, asked = ended + len(level), asked + len(undoing)
             if not level:
                 break
-            await _end(act, level, "cancelled with the run that called it")
+            await self._end(act, level, "cancelled with the run that called it")
         if ended or asked:
             act.detail |= {"called": ended, "called_undoing": asked}
+
+    async def _end(self, act: Intervention, runs: Sequence[Standing], why: str) -> None:
+        """These runs are over, and nothing waits for them or is asked in their name any more."""
+        ids = [run.id for run in runs]
+        await act.do("end_runs", why, ids)
+        for statement in _LEFT:
+            await act.do(statement, ids)
+        if self._announcer is not None and self._announcer.concerns(CANCELLED):
+            await self._announce(act, self._announcer, runs, why)
+
+    async def _announce(self, act: Intervention, announcer: Announcer, runs: Sequence[Standing], why: str) -> None:
+        events = await events_of(act.connection, {run.event_uid for run in runs if run.event_uid is not None})
+        for run in runs:
+            event = events.get(run.event_uid or "")
+            if event is not None and (row := announcer.row(_ending(run, event, why))) is not None:
+                await act.do("announce", *row)
 
 
 async def _ask(act: Intervention, runs: Sequence[Standing]) -> None:
@@ -79,14 +112,6 @@ async def _ask(act: Intervention, runs: Sequence[Standing]) -> None:
     await act.ask([run.id for run in runs if run.status != PAUSED], CANCEL)
 
 
-async def _end(act: Intervention, runs: Sequence[Standing], why: str) -> None:
-    """These runs are over, and nothing waits for them or is asked in their name any more."""
-    ids = [run.id for run in runs]
-    await act.do("end_runs", why, ids)
-    for statement in _LEFT:
-        await act.do(statement, ids)
-
-
 _LEFT = (
     "cancel_steps",
     "delete_timers",
@@ -95,6 +120,20 @@ _LEFT = (
     "cancel_tasks",
     "ignore_signals",
 )
+
+
+def _ending(run: Standing, event: Event, why: str) -> Ending:
+    return Ending(
+        run_id=run.id,
+        workflow=run.workflow,
+        revision=run.revision,
+        event=event,
+        priority=run.priority,
+        version=run.version + 1,
+        status=CANCELLED,
+        finished_at=time.time(),
+        error=why,
+    )
 
 
 async def _tell_caller(act: Intervention, run: Standing, why: str) -> None:

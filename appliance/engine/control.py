@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from appliance.engine.cancellations import Cancellations
+from appliance.engine.cancellations import Announcer, Cancellations
 from appliance.engine.inbox import Inbox
 from appliance.engine.interventions import Definitions
 from appliance.engine.pauses import Pauses
@@ -22,8 +22,15 @@ from appliance.store.runs import Runs
 class Control:
     """All interventions; each is described where it is made. They raise NotFound, Conflict and StoreUnavailable."""
 
-    def __init__(self, pool: Pool, runs: Runs, definitions: Definitions, on_timer: Callable[[float], None]) -> None:
-        cancellations, pauses = Cancellations(pool, on_timer), Pauses(pool, on_timer)
+    def __init__(
+        self,
+        pool: Pool,
+        runs: Runs,
+        definitions: Definitions,
+        on_timer: Callable[[float], None],
+        announcer: Announcer | None = None,
+    ) -> None:
+        cancellations, pauses = Cancellations(pool, on_timer, announcer), Pauses(pool, on_timer)
         redrives = Redrives(pool, runs, definitions, on_timer)
         inbox = Inbox(pool, on_timer)
         self.cancel_run = cancellations.cancel_run

@@ -47,7 +47,10 @@ class Definitions(Protocol):
 
 
 class Standing(NamedTuple):
-    """A run's row. ``state`` and ``details`` are JSON data, empty if there is none."""
+    """A run's row. ``state`` and ``details`` are JSON data, empty if there is none.
+
+    ``revision`` is the revision's number; 0 if the revision has gone.
+    """
 
     id: str
     workflow: str
@@ -58,6 +61,7 @@ class Standing(NamedTuple):
     version: int
     priority: str
     asked: str | None
+    revision: int
     state: Mapping[str, Any]
     details: Mapping[str, Any]
 

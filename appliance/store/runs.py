@@ -182,6 +182,12 @@ class Runs:
         return [(first[key], key in fresh) for key in keys]
 
 
+async def events_of(connection: Connection, uids: Iterable[str]) -> dict[str, Event]:
+    """Events by uid, in somebody's transaction; those that are not kept any more are left out."""
+    found = [_event(row) for row in await _rows(connection, "events", list(uids))]
+    return {event.uid: event for event, _ in found}
+
+
 async def _rows(connection: Connection, name: str, *values: Any) -> list[tuple[Any, ...]]:
     cursor = await connection.execute(SQL[name], values)
     return await cursor.fetchall()

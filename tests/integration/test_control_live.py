@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -214,6 +215,27 @@ async def test_a_caller_goes_on_when_what_it_called_is_cancelled(heart: Heart, d
     await until(db, await run_of(db), "succeeded")
     assert heart.calls["sorry"] == [1]
     assert "cancelled by me" in (await rows(db, "SELECT error FROM steps WHERE key = 'call'"))[0][0]
+
+
+async def test_a_run_that_is_cancelled_at_once_is_announced(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    await put(heart, "w", {"id": "a", "delay": "1h"})
+    uid = await heart.send()
+    run_id = await run_of(db)
+    await until(db, run_id, "waiting")
+    await made.control.cancel_run(run_id, "me")
+    assert await rows(db, "SELECT count(*) FROM outbox") == [(0,)]  # no workflow takes such events
+    await put(heart, "v", {"id": "b", "delay": "1h"}, trigger={"event": "workflow.*"})
+    replayed = await made.control.replay([uid], "me", workflow="w")
+    await made.control.cancel_run(replayed[0]["runs"][0]["id"], "me")
+    ((entry,),) = await rows(db, "SELECT entry FROM outbox")
+    told = json.loads(entry["event"])
+    assert (told["type"], told["subject"], told["data"]["error"], told["data"]["revision"]) == (
+        "workflow.cancelled",
+        replayed[0]["runs"][0]["id"],
+        "cancelled by me",
+        1,
+    )
 
 
 async def test_a_retry_begins_anew_what_was_cancelled_with_the_step(heart: Heart, db: Connection) -> None:

@@ -14,19 +14,21 @@ SELECT extract(epoch FROM min(due_at))::float8 FROM timers
 
 -- name: look_at_run
 SELECT r.id::text, w.name, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version, r.priority,
-       r.asked, r.state::text, r.details::text
-FROM runs r JOIN workflows w ON w.id = r.workflow_id WHERE r.id = %s::uuid
+       r.asked, coalesce(v.number, 0), r.state::text, r.details::text
+FROM runs r JOIN workflows w ON w.id = r.workflow_id LEFT JOIN revisions v ON v.id = r.revision_id
+WHERE r.id = %s::uuid
 
 -- name: lock_runs
 SELECT r.id::text, w.name, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version, r.priority,
-       r.asked, r.state::text, r.details::text
-FROM runs r JOIN workflows w ON w.id = r.workflow_id WHERE r.id = ANY(%s::uuid[]) ORDER BY r.id FOR UPDATE OF r
+       r.asked, coalesce(v.number, 0), r.state::text, r.details::text
+FROM runs r JOIN workflows w ON w.id = r.workflow_id LEFT JOIN revisions v ON v.id = r.revision_id
+WHERE r.id = ANY(%s::uuid[]) ORDER BY r.id FOR UPDATE OF r
 
 -- name: lock_called
 -- The runs that some runs called and that are not over.
 SELECT r.id::text, w.name, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version, r.priority,
-       r.asked, r.state::text, r.details::text
-FROM runs r JOIN workflows w ON w.id = r.workflow_id
+       r.asked, coalesce(v.number, 0), r.state::text, r.details::text
+FROM runs r JOIN workflows w ON w.id = r.workflow_id LEFT JOIN revisions v ON v.id = r.revision_id
 WHERE r.id IN (SELECT run_id FROM children WHERE parent_id = ANY(%s::uuid[]))
   AND r.status IN ('running', 'waiting', 'retrying', 'paused')
 ORDER BY r.id FOR UPDATE OF r
@@ -45,6 +47,10 @@ WHERE id = ANY(%s::uuid[]) AND status IN ('running', 'waiting', 'retrying', 'pau
 UPDATE runs SET status = 'cancelled', version = version + 1, finished_at = now(), updated_at = now(), error = %s,
                 asked = NULL
 WHERE id = ANY(%s::uuid[]) AND status IN ('running', 'waiting', 'retrying', 'paused')
+
+-- name: announce
+-- An event about the end of a run, for the outbox.
+INSERT INTO outbox (uid, priority, entry, durable) VALUES (%s::uuid, %s, %s::json, %s) ON CONFLICT (uid) DO NOTHING
 
 -- name: cancel_steps
 -- Not unknown ones: whether they had their effect is still not known.
