@@ -341,8 +341,8 @@ def idempotency_key(run_id: str, key: str) -> str:
 
 
 def _needs_record(drive: Drive, asked: Sequence[RunAction]) -> bool:
-    """Whether something has to be durable before the attempts begin: results, what was asked for, an intent."""
-    if not drive.claimed or drive.pending or drive.calls:
+    """Whether something has to be durable before the attempts begin: results, what was asked for, an intent, a key."""
+    if not drive.claimed or drive.pending or drive.calls or (drive.machine_key is not None and drive.version == 0):
         return True
     workflow = drive.revision.workflow
     if any(workflow.steps[workflow.by_id[c.step]].at_most_once for c in asked):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from appliance.batching import Batcher
 from appliance.engine.changes import Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
 from appliance.engine.drive import Driver, Prepare
-from appliance.engine.listeners import Listeners, business_key
+from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
 from appliance.errors import Malformed, NotFound
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
@@ -249,11 +249,13 @@ class Executor:
 
     async def _is_first(self, drive: Drive, view: dict[str, Any]) -> bool:
         """Whether an event begins a state machine: not if its key has a live one, which was told of it."""
-        machine = drive.revision.workflow.machine
-        drive.machine_key = business_key(machine.correlate, view) if machine is not None else None
-        if drive.machine_key is None:
+        workflow = drive.revision.workflow
+        drive.machine_key = business_key(workflow.machine.correlate, view) if workflow.machine is not None else None
+        if drive.machine_key is None or await self._runs.machine(drive.revision.workflow_id, drive.machine_key) is None:
             return True
-        return await self._runs.machine(drive.revision.workflow_id, drive.machine_key) is None
+        if await self._runs.correlate(drive.event.uid, [machine_digest(workflow.name, drive.machine_key)]):
+            self._on_timer(time.time())  # it began after we had looked for who listens
+        return False
 
     async def _stored_drive(
         self, run: StoredRun, event: Event, view: dict[str, Any], holder: str | None = None

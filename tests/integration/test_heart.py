@@ -45,7 +45,7 @@ class Heart:
         self.calls: dict[str, list[int]] = defaultdict(list)
         self.replicas: list[Replica] = []
         self.foundations: list[Foundation] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[int, list[asyncio.Task[None]]] = defaultdict(list)
 
     async def act(self, params: Told, ctx: Context) -> Any:
         self.calls[params.how].append(ctx.attempt)
@@ -86,12 +86,12 @@ class Heart:
 
     def run(self, made: Replica) -> None:
         for loop in (made.consumer.read_forever, made.reclaimer.run_forever, made.timers.run_forever):
-            self._tasks.append(asyncio.create_task(loop()))
+            self._tasks[id(made)].append(asyncio.create_task(loop()))
 
     async def _stop(self, made: Replica) -> None:
         made.timers.stop()
         await made.consumer.stop(0.0)
-        await asyncio.wait_for(asyncio.gather(*self._tasks), 10)
+        await asyncio.wait_for(asyncio.gather(*self._tasks[id(made)]), 10)
 
     async def workflow(self, name: str, *steps: dict[str, Any], **more: Any) -> None:
         """Put a workflow for events of the type ``t``; steps without an action are told by their id."""
