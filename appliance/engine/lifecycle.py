@@ -1,7 +1,8 @@
 """Events about the ends of runs: ``workflow.completed``, ``workflow.failed`` and ``workflow.cancelled``.
 
-Each is a row of the outbox in the commit that ends the run. So that failing watchers of failures don't feed each other
-without end, a chain of such events has each workflow once, and no more than ``engine.max_hops`` events in all.
+Each is a row of the outbox in the commit that ends the run. So that workflows which watch such events don't feed each
+other without end, a chain of them has each workflow once and no more than ``engine.max_hops`` events in all, and the
+failure of a run that a failure started is not announced.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Ending:
 
 
 def lifecycle_event(ending: Ending) -> Event | None:
-    """The event about the end of a run; None when its workflow is in the chain that led here already."""
+    """The event about the end of a run; None where the chain that led here ends."""
     cause = ending.event
     chain = workflows_of(cause)
-    if ending.workflow in chain:
-        return None
     kind, source = TYPES[ending.status], f"workflow:{ending.workflow}"
+    if ending.workflow in chain or (chain and kind == cause.type != TYPES[SUCCEEDED]):
+        return None
     event_id = key_uuid("lifecycle", ending.run_id, ending.status, str(ending.version))
     document = {
         "type": kind,

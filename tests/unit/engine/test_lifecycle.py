@@ -79,6 +79,12 @@ def test_a_chain_keeps_its_correlation_and_has_each_workflow_once() -> None:
     assert lifecycle_event(ending(second, workflow="invoice")) is None
 
 
+def test_the_failure_of_a_watcher_of_failures_is_not_announced() -> None:
+    failure = made(ending(status="failed"))
+    assert lifecycle_event(ending(failure, workflow="alert", status="failed")) is None
+    assert lifecycle_event(ending(failure, workflow="alert")) is not None
+
+
 def test_a_chain_is_only_believed_of_our_own_events() -> None:
     stranger = new_event("order.paid", {}, source="/shop", attributes={"chain": "order"})
     assert lifecycle_event(ending(stranger)) is not None
