@@ -12,6 +12,7 @@ from appliance.engine.lifecycle import Ending
 from appliance.engine.state import CANCELLED, PAUSED, step_of
 from appliance.errors import Conflict
 from appliance.events import Event
+from appliance.observe.metrics import METRICS
 from appliance.store.pool import Pool
 from appliance.store.rows import OutboxRow
 from appliance.store.runs import events_of
@@ -46,20 +47,21 @@ class Cancellations:
         An action that is under way is not interrupted; its result is dropped, unless the run undoes. With ``force``
         nothing is undone.
         """
-        status = await undisturbed(lambda: self._cancel(run_id, actor, force))
+        ended = await undisturbed(lambda: self._cancel(run_id, actor, force))
+        METRICS.runs_finished.labels(CANCELLED).inc(ended)
         self._on_timer(time.time())
-        return {"status": status}
+        return {"status": CANCELLED if ended else "cancelling"}
 
-    async def _cancel(self, run_id: str, actor: str, force: bool) -> str:
+    async def _cancel(self, run_id: str, actor: str, force: bool) -> int:
+        """How many runs are over by it."""
         async with intervention(self._pool, actor, "run.cancel", run_id) as act:
             run = await act.lock(run_id)
             if run.over:
                 raise Conflict(f"run {run_id} is over already: {run.status}")
             if not force and await self._leave_to_run(act, run):
-                return "cancelling"
+                return 0
             act.detail |= {"force": True} if force else {}
-            await self._end_tree(act, run, f"cancelled by {actor}")
-        return CANCELLED
+            return await self._end_tree(act, run, f"cancelled by {actor}")
 
     async def _leave_to_run(self, act: Intervention, run: Standing) -> bool:
         """Whether the run ends by itself: it is about to be cancelled, or is asked to because it has what to undo."""
@@ -71,7 +73,7 @@ class Cancellations:
         await _ask(act, [run])
         return True
 
-    async def _end_tree(self, act: Intervention, run: Standing, why: str) -> None:
+    async def _end_tree(self, act: Intervention, run: Standing, why: str) -> int:
         await self._end(act, [run], why)
         await _tell_caller(act, run, why)
         level, ended, asked = [run], 0, 0
@@ -86,6 +88,7 @@ class Cancellations:
             await self._end(act, level, "cancelled with the run that called it")
         if ended or asked:
             act.detail |= {"called": ended, "called_undoing": asked}
+        return 1 + ended
 
     async def _end(self, act: Intervention, runs: Sequence[Standing], why: str) -> None:
         """These runs are over, and nothing waits for them or is asked in their name any more."""

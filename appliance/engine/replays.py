@@ -11,6 +11,7 @@ from appliance.engine.machines import claim
 from appliance.errors import Conflict, NotFound
 from appliance.events import Event
 from appliance.identifiers import is_uuid, milliseconds_of, uuid7
+from appliance.observe.metrics import METRICS
 from appliance.store.pool import Pool
 from appliance.store.runs import Runs
 from appliance.workflows.revision import Revision
@@ -50,6 +51,7 @@ class Replays:
             revisions = [named] if named is not None else self._matching(event)
             plans += [_planned(event, revision, priority) for revision in revisions]
         begun = await self._add(plans, uids, actor, workflow)
+        METRICS.runs_started.inc(len(begun))
         self._on_timer(time.time())
         runs: dict[str, list[dict[str, str]]] = {uid: [] for uid in uids}
         for plan in begun:

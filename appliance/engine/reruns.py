@@ -21,6 +21,7 @@ from appliance.engine.state import SUCCEEDED, step_of
 from appliance.errors import Conflict, Malformed
 from appliance.events import dumps
 from appliance.identifiers import milliseconds_of, uuid7
+from appliance.observe.metrics import METRICS
 from appliance.store.pool import Pool
 from appliance.store.runs import Runs
 from appliance.workflows.revision import Revision, Step, Workflow
@@ -63,6 +64,7 @@ class Reruns:
             if first is not None:
                 await act.do("copy_steps", new, run_id, await _before(act, run, revision.workflow, first))
             act.detail |= {"run": new, "from": start, "revision": revision.number}
+        METRICS.runs_started.inc()
         self._on_timer(time.time())
         return {"run": new, "revision": revision.number}
 

@@ -26,6 +26,13 @@ trigger: {event: form_submitted, when: {path: template_id, op: "==", value: note
 steps:
   - {id: write, action: log, with: {message: "{{ event.data.text }}"}}
 """
+SLOW = """
+name: slow
+trigger: {event: form_submitted, when: {path: template_id, op: "==", value: slow}}
+steps:
+  - {id: go, wait: {event: go}, forever: true}
+  - {id: write, action: log, with: {message: "{{ steps.go.output.data.by }}"}}
+"""
 REFUSED = """
 name: refused
 trigger: {event: order.refused}
@@ -39,6 +46,7 @@ async def replica() -> AsyncIterator[Replica]:
     with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
         async with Fleet(Path(folder)) as fleet:
             fleet.workflow("note", NOTE)
+            fleet.workflow("slow", SLOW)
             fleet.workflow("refused", REFUSED)
             yield await fleet.start()
 
@@ -91,7 +99,7 @@ async def test_a_form_from_submission_to_ledger(shell: Shell) -> None:
     assert run["id"] in event
     assert event_id in await shell.run("events", "list", "--type", "form_submitted", "--outcome", "handled")
     explained = await shell.run("explain", event_id)
-    assert [line.split("  ")[0] for line in explained.splitlines()[1:]] == ["note", "refused"]
+    assert [line.split("  ")[0] for line in explained.splitlines()[1:]] == ["note", "refused", "slow"]
     ledger = await shell.run("ledger", "--check")
     assert ledger.splitlines()[-1].split() == ["difference", "0"]
 
@@ -152,3 +160,31 @@ async def test_the_doctor_finds_everything_well(shell: Shell) -> None:
 
 async def test_the_doctor_is_quick_to_say_that_nothing_runs(shell: Shell) -> None:
     await shell.run("doctor", "--quick", "--url", "http://127.0.0.1:1", code=Exit.FAILED)
+
+
+async def test_a_run_is_paused_resumed_rerun_and_its_event_replayed(shell: Shell) -> None:
+    event = (await shell.json("submit", "slow", "text=hello"))["id"]
+
+    async def run() -> Any:
+        items = (await shell.json("runs", "list", "--event-id", event))["items"]
+        return items[0] if items and items[0]["status"] == "waiting" else None
+
+    run_id = (await wait_until(run, "the run to wait", 15))["id"]
+    assert "paused" in await shell.run("runs", "pause", run_id)
+    assert "error: " in await shell.run("runs", "pause", run_id, code=Exit.NOT_FOUND)
+    assert "waiting" in await shell.run("runs", "resume", run_id)
+    assert "accepted" in await shell.run("events", "send", run_id, "go", "by=me")
+
+    async def over() -> bool:
+        return bool((await shell.json("runs", "show", run_id))["status"] == "succeeded")
+
+    await wait_until(over, "the run's end", 15)
+    assert await shell.run("runs", "rerun", run_id, "--from", "nothing", code=Exit.FAILED) == ""
+    again = await shell.json("runs", "rerun", run_id, "--from", "write")
+    assert again["run"] != run_id
+    replayed = await shell.json("events", "replay", event, "--workflow", "slow", "--priority", "low")
+    (new,) = replayed["items"][0]["runs"]
+    assert json.loads(await shell.run("events", "replay", "--since", "1h", "--dry-run", "--json"))["events"] >= 1
+    await shell.run("runs", "cancel", new["id"])
+    shown = await shell.json("runs", "list", "--event-id", event)
+    assert sorted(str(item["origin"]) for item in shown["items"]) == ["None", "replay", "rerun"]
