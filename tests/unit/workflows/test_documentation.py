@@ -1,4 +1,7 @@
-"""Every example of docs/workflows.md is run, and every key of the language is in it; the shipped samples compile."""
+"""Every example of docs/workflows.md is checked, and every key of the language is in it.
+
+The shipped samples compile.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import pytest
 from appliance_send_email.templates import Templates
+from jsonschema import Draft202012Validator
 
 from appliance.registry import Registry
 from appliance.rules.conditions import compile_condition
@@ -18,7 +22,8 @@ from appliance.templating import NAMES, compile_template
 from appliance.workflows.compile import compile_workflow
 from appliance.workflows.dialects import to_native
 from appliance.workflows.loader import definition_files, parse_document, read_document
-from appliance.workflows.models import RetryModel, StepModel, WorkflowModel
+from appliance.workflows.models import Model
+from appliance.workflows.schema import json_schema
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "workflows.md").read_text()
@@ -27,6 +32,8 @@ BLOCKS = re.findall(r"^```(\w+ ?\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
 WORKFLOWS = [text for kind, text in BLOCKS if kind == "yaml"]
 [EVENT] = [json.loads(text) for kind, text in BLOCKS if kind == "json event"]
 [DIALECT] = [json.loads(text) for kind, text in BLOCKS if kind == "json dialect"]
+DEFINITIONS = {d["name"]: d for d in (parse_document(text.encode()).data for text in WORKFLOWS)}
+SCHEMA = Draft202012Validator(json_schema(ACTIONS))
 CRITERIA = re.findall(r"`(\{(?:path|some): [^`]*\})`", PAGE)
 # | `template` | `value` |, where the template holds braces; a table's cell writes | as \|.
 ROWS = re.findall(r"^\| `(.*\{[{%].*)` \| `(.*)` \|$", PAGE, re.MULTILINE)
@@ -35,7 +42,9 @@ TEMPLATES = [(source.replace("\\|", "|"), json.loads(value)) for source, value i
 
 @pytest.mark.parametrize("text", WORKFLOWS, ids=lambda text: text.splitlines()[0])
 def test_workflows_compile(text: str) -> None:
-    assert compile_workflow(parse_document(text.encode()).data, actions=ACTIONS).steps
+    definition = parse_document(text.encode()).data
+    assert compile_workflow(definition, actions=ACTIONS).steps
+    assert not [error.message for error in SCHEMA.iter_errors(definition)]
 
 
 @pytest.mark.parametrize("text", CRITERIA)
@@ -60,10 +69,15 @@ def test_nothing_was_overlooked() -> None:
     assert all(action in ACTIONS for action in ("send_email", "webhook", "log", "publish"))
 
 
+def models(model: type[Model]) -> list[type[Model]]:
+    return [each for inner in model.__subclasses__() for each in (inner, *models(inner))]
+
+
 def test_every_key_is_documented() -> None:
-    for model in (WorkflowModel, StepModel, RetryModel):
+    rows = {name for row in re.findall(r"^\| (`[^|]*`) \|", PAGE, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    for model in models(Model):
         for name, field in model.model_fields.items():
-            assert f"| `{field.alias or name}` |" in PAGE
+            assert (field.alias or name) in rows | {"do"}, f"{model.__name__}.{name}"
     for operator in OPERATORS:
         assert re.search(rf"^\|.*`{re.escape(operator)}`.*\| ", PAGE, re.MULTILINE)
     for name in NAMES:
@@ -71,7 +85,7 @@ def test_every_key_is_documented() -> None:
 
 
 def test_every_filter_is_documented() -> None:
-    listed = {*PAGE.partition("Filters:\n`")[2].partition("`")[0].split()}
+    listed = {*re.split(r"Filters:\s`", PAGE)[1].partition("`")[0].split()}
     assert listed == {name for name in sandbox.filters if name[0] != "_"} - {"d"}
 
 
@@ -85,7 +99,8 @@ def test_defaults_of_retry_are_documented() -> None:
 @pytest.mark.parametrize("path", [*definition_files(ROOT / "config" / "workflows")], ids=lambda path: path.name)
 def test_samples_compile(path: Path) -> None:
     document = read_document(path)
-    assert compile_workflow(to_native(document.data), actions=ACTIONS, file=str(path), lines=document.lines).enabled
+    assert compile_workflow(to_native(document.data), actions=ACTIONS, file=str(path), lines=document.lines).steps
+    assert not [error.message for error in SCHEMA.iter_errors(document.data)]
 
 
 def test_the_sample_thanks_whoever_sends_the_sample_form() -> None:

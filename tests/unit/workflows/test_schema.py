@@ -70,7 +70,7 @@ def test_it_is_a_schema() -> None:
     validator = Draft202012Validator(SCHEMA)
     good = {"name": "w", "trigger": "manual", "steps": [{"id": "a", "end": None}]}
     assert validator.is_valid(good)
-    for wrong in (
+    refused: list[dict[str, Any]] = [
         good | {"trigger": "by hand"},
         good | {"steps": [{"id": "a"}]},
         good | {"steps": [{"id": "a", "delay": "1s", "end": None}]},
@@ -78,7 +78,8 @@ def test_it_is_a_schema() -> None:
         good | {"steps": [{"id": "a", "parallel": {"branches": {"b": [{"id": "c"}]}}}]},
         good | {"steps": [{"id": "a", "action": "ship", "with": {}}]},
         good | {"steps": [{"id": "a", "delay": "1s", "compensate": {"action": "ship", "with": {"weight": 1}}}]},
-    ):
+    ]
+    for wrong in refused:
         assert not validator.is_valid(wrong), wrong
 
 
