@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from appliance.batching import Batcher
-from appliance.engine.changes import Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
+from appliance.engine.changes import CANCEL, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
 from appliance.engine.drive import Driver, Prepare
 from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
@@ -329,7 +329,7 @@ class Executor:
         if waking is None:
             return Settled(HANDLED if work.reopens else INTERNAL)
         run, event = waking.run, waking.event
-        if run.state.status in TERMINAL or run.state.status == PAUSED:
+        if run.state.status in TERMINAL or (run.state.status == PAUSED and run.asked != CANCEL):
             return await self._settled_work(entry, work, run, event.uid)
         if run.holder not in (TIMER, entry.name, *before):
             return Later(_patience_s(entry))  # somebody else has it in hand

@@ -203,6 +203,23 @@ async def test_cancelling_a_caller_ends_what_it_called(heart: Heart, db: Connect
     await heart.at_rest()
 
 
+async def test_a_paused_run_that_nobody_waits_for_any_more_ends(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    await put(heart, "child", {"id": "x", "wait": {"event": "paid"}, "forever": True}, trigger="manual")
+    branches = {
+        "call": [{"id": "call", "workflow": "child"}],
+        "go": [{"id": "g", "wait": {"event": "go"}, "forever": True}],
+    }
+    await put(heart, "w", {"id": "p", "parallel": {"branches": branches, "join": "any"}})
+    await heart.send()
+    child, parent = await run_of(db, "child"), await run_of(db)
+    await until(db, child, "waiting")
+    await made.control.pause_run(child, "me")
+    await made.control.send_event(parent, new_event("go", {}, source="/x"), "me")
+    await until(db, parent, "succeeded")
+    await until(db, child, "cancelled")
+
+
 async def test_a_caller_goes_on_when_what_it_called_is_cancelled(heart: Heart, db: Connection) -> None:
     made = await heart.replica()
     heart.behave["sorry"] = instant
