@@ -131,6 +131,7 @@ class Replica:
             park_after_s=engine.park_after.total_seconds(),
             may_hold=lambda: self.consumer.may_hold(),
             on_timer=self.timers.expect,
+            task_link=self.links.task,
             announce=self.lifecycle,
         )
         self.executor = Executor(

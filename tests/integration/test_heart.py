@@ -34,6 +34,12 @@ class Told(Params):
     how: str
 
 
+class Noted(Params):
+    """A text to be kept in ``Heart.notes``."""
+
+    text: str
+
+
 class Heart:
     """Replicas on one pair of servers. ``behave[how]`` is what the action does; ``calls`` what it was called for."""
 
@@ -43,6 +49,7 @@ class Heart:
         self.stack = stack
         self.behave: dict[str, Callable[[Context], Any]] = {}
         self.calls: dict[str, list[int]] = defaultdict(list)
+        self.notes: list[str] = []
         self.replicas: list[Replica] = []
         self.foundations: list[Foundation] = []
         self._tasks: dict[int, list[asyncio.Task[None]]] = defaultdict(list)
@@ -50,6 +57,9 @@ class Heart:
     async def act(self, params: Told, ctx: Context) -> Any:
         self.calls[params.how].append(ctx.attempt)
         return await self.behave[params.how](ctx)
+
+    async def note(self, params: Noted, _: Context) -> None:
+        self.notes.append(params.text)
 
     async def replica(self, **settings: Any) -> Replica:
         """A replica that runs: reader, reclaimer and timers."""
@@ -65,7 +75,8 @@ class Heart:
         config = Settings(config_dir=self.folder, data_dir=self.folder, **values)
         pool = await open_pool(self.urls[1], config.store)
         self.stack.push_async_callback(pool.close)
-        registry = Registry.of({"told": Action(params=Told, run=self.act)})
+        noted = Action(params=Noted, run=self.note)
+        registry = Registry.of({"told": Action(params=Told, run=self.act), "noted": noted})
         http = make_client(config.outbound)
         self.stack.push_async_callback(http.aclose)
         resources = await self.stack.enter_async_context(
