@@ -15,6 +15,7 @@ _REQUEST = (
     b"POST /submit HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
 ) % (len(_BODY), _BODY)
 _CONNECTIONS = 64
+KINDS = ("bare", "ours", "durable")
 
 
 class _Client(asyncio.Protocol):
@@ -56,10 +57,10 @@ class _Client(asyncio.Protocol):
             self._transport.close()
 
 
-async def requests_per_second(kind: str, redis_url: str, number: int) -> float:
+async def requests_per_second(kind: str, redis_url: str, number: int, database_url: str = "") -> float:
     """How many requests the server ``kind`` answers a second, over 64 connections."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.ingest_server", kind, redis_url,
+        sys.executable, "-m", "tests.bench.ingest_server", kind, redis_url, database_url,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin is not None

@@ -1,8 +1,8 @@
-"""The two servers that the ingest benchmark compares, each a process of its own: ``bare`` and ``ours``.
+"""The servers that the ingest benchmark compares, each a process of its own: ``bare``, ``ours`` and ``durable``.
 
 ``bare`` is the least that a Starlette handler can do and still be safe: read the body, decode it, add an entry through
 a pipeline that concurrent requests share, answer 202 once Redis confirmed. ``ours`` is the appliance's HTTP side with
-all its checks; neither consumes what it takes in.
+all its checks, ``durable`` the same with ``ingest.durability = postgres``; none consumes what it takes in.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from appliance.batching import Batcher
+from appliance.engine.intake import Intake
+from appliance.engine.outbox import OutboxLoop
 from appliance.http.app import create_app
 from appliance.http.server import HttpServer
-from appliance.http.services import Health, Services
+from appliance.http.services import Health, Services, Submitter
 from appliance.identifiers import uuid7
 from appliance.observe.metrics import METRICS
-from appliance.settings import HttpSettings, Settings
+from appliance.settings import HttpSettings, IngestSettings, Settings
+from appliance.store.outbox import Outbox
+from appliance.store.pool import open_connection, open_pool
 from appliance.stream.client import commander
 from appliance.stream.keys import Keys
 from appliance.stream.producer import Producer
@@ -56,9 +60,28 @@ def bare(redis_url: str) -> Starlette:
     return Starlette(routes=[Route("/submit", submit, methods=["POST"])])
 
 
-def ours(redis_url: str) -> Any:
-    """The appliance's application on a real producer; the parts that ``/submit`` doesn't touch are missing."""
-    settings = Settings()
+SETTINGS = Settings(ingest=IngestSettings(max_backlog=1_000_000))
+
+
+def producer(redis_url: str, namespace: str) -> Producer:
+    """What ``ours`` and ``durable`` put into their streams with."""
+    return Producer(commander(redis_url, SETTINGS.stream), Keys(namespace), SETTINGS.ingest)
+
+
+async def intake(redis_url: str, database_url: str) -> Intake:
+    """What ``durable`` takes in with, its outbox's loop running."""
+    table = Outbox(await open_pool(database_url, SETTINGS.store), lambda: open_connection(database_url, SETTINGS.store))
+    redis = producer(redis_url, "durable")
+    loop = OutboxLoop(table, redis, 1.0)
+    TASKS.add(asyncio.create_task(loop.run_forever()))
+    return Intake(table, loop, redis, SETTINGS.ingest)
+
+
+TASKS: set[asyncio.Task[None]] = set()
+
+
+def ours(submitter: Submitter) -> Any:
+    """The appliance's application; the parts that ``/submit`` doesn't touch are missing."""
     missing = MagicMock()
 
     async def ledger() -> dict[str, Any]:
@@ -66,8 +89,8 @@ def ours(redis_url: str) -> Any:
 
     return create_app(
         Services(
-            settings=settings,
-            producer=Producer(commander(redis_url, settings.stream), Keys("appliance"), settings.ingest),
+            settings=SETTINGS,
+            producer=submitter,
             catalog=missing,
             history=missing,
             control=missing,
@@ -86,10 +109,11 @@ def ours(redis_url: str) -> Any:
     )
 
 
-async def serve(kind: str, redis_url: str) -> None:
+async def serve(kind: str, redis_url: str, database_url: str) -> None:
     """Print the port, then serve until standard input ends."""
-    if kind == "ours":
-        server = HttpServer(ours(redis_url), HttpSettings(port=0))
+    if kind != "bare":
+        submitter = producer(redis_url, "ours") if kind == "ours" else await intake(redis_url, database_url)
+        server = HttpServer(ours(submitter), HttpSettings(port=0))
         await server.start()
         port = server.port
     else:
@@ -107,7 +131,7 @@ async def serve(kind: str, redis_url: str) -> None:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(sys.argv[1], sys.argv[2]))
+        runner.run(serve(sys.argv[1], sys.argv[2], sys.argv[3]))
         sys.stdout.flush()
         import os
 
