@@ -98,8 +98,6 @@ class Drive:
     """The business key of a state machine that begins."""
     dead: str | None = None
     """Key of the step that failed for good, once the run is over for that reason."""
-    titles: dict[str, str] = field(default_factory=dict)
-    """Of the tasks that were asked for, by step key."""
 
     def recorded(self, asked: str | None) -> None:
         """A change of it is durable; a person has ``asked`` this meanwhile."""
@@ -322,7 +320,6 @@ def _ask(change: Change, drive: Drive, command: Ask, now: float) -> None:
     workflow = drive.revision.workflow
     task = workflow.steps[workflow.by_id[command.step]].task
     about = {name: _text(command.about.get(name)) for name in ("title", "description", "assignee", "group")}
-    drive.titles[command.key] = about["title"] or command.step
     row = TaskRow(
         id=task_id_for(drive.run_id, command.key),
         run_id=drive.run_id,

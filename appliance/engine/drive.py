@@ -313,9 +313,18 @@ class Driver:
         path = path_of(key)
         base = base_key(step_id, path)
         asked = [s for s in drive.state.steps.values() if s.step == step_id and s.key.partition("#")[0] == base]
-        task_id = task_id_for(drive.run_id, asked[-1].key if asked else base)
-        title = drive.titles.get(asked[-1].key) if asked else None
-        return {"id": task_id, "link": self._task_link(task_id), "title": title or step_id}
+        task_key = asked[-1].key if asked else base
+        task_id = task_id_for(drive.run_id, task_key)
+        return {"id": task_id, "link": self._task_link(task_id), "title": self._title(drive, step_id, task_key)}
+
+    def _title(self, drive: Drive, step_id: str, key: str) -> str:
+        """The task's title, as it was when the task was asked: a reminder may come from another process."""
+        workflow = drive.revision.workflow
+        task = workflow.steps[workflow.by_id[step_id]].task
+        if task is None or key not in drive.state.steps:
+            return step_id
+        about = task.about.render(scope(workflow, drive.facts, drive.state, key, self._clock()))
+        return str(about.get("title") or step_id)
 
     def _failed(self, drive: Drive, command: RunAction, result: Failed, began: float) -> ActionFailed:
         METRICS.attempts_failed.labels(result.kind).inc()
