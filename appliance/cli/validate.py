@@ -16,6 +16,7 @@ from appliance.errors import ConfigurationError, DefinitionError, Problem
 
 if TYPE_CHECKING:
     from appliance.plugin import Action
+    from appliance.workflows.revision import Workflow
 
 
 @click.command()
@@ -51,6 +52,7 @@ def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tup
     from appliance.workflows.folder import read_definition
 
     owners: dict[str, Path] = {}
+    workflows: dict[str, Workflow] = {}
     problems: list[Problem] = []
     for path in files:
         try:
@@ -61,7 +63,21 @@ def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tup
         owner = owners.setdefault(workflow.name, path)
         if owner is not path:
             problems.append(Problem(f"{workflow.name!r} is already defined in {owner}", key="name", file=str(path)))
-    return sorted(owners), problems
+        workflows.setdefault(workflow.name, workflow)
+    return sorted(owners), [*problems, *_cycles(workflows, owners)]
+
+
+def _cycles(workflows: Mapping[str, Workflow], owners: Mapping[str, Path]) -> Iterator[Problem]:
+    """Workflows that call each other in a circle, each where it makes its call."""
+    from appliance.workflows.flow import call_cycles, call_key
+    from appliance.workflows.loader import read_document
+
+    for name, way in call_cycles(workflows):
+        key = call_key(workflows[name].definition, way[1]) or "steps"
+        line, column = read_document(owners[name]).lines.get(key, (None, None))
+        message = f"calls itself: {' → '.join(way)}"
+        expected = "calls that don't come round"
+        yield Problem(message, key, file=str(owners[name]), line=line, column=column, expected=expected)
 
 
 def _files(paths: Iterable[Path], default: Path) -> Iterator[Path]:

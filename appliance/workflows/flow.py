@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from appliance.errors import Problem
 from appliance.workflows.revision import CONTINUE, Step, Thread, Workflow
@@ -46,6 +47,20 @@ def _way_back(name: str, calls: Mapping[str, Sequence[str]]) -> tuple[str, ...] 
                 seen.add(called)
                 ways.append((*way, called))
     return None
+
+
+def call_key(definition: Any, called: str, key: str = "") -> str | None:
+    """Where in a definition (JSON data) a workflow is called: ``steps[2].workflow``; None if it isn't."""
+    if isinstance(definition, list):
+        found = (call_key(inner, called, f"{key}[{index}]") for index, inner in enumerate(definition))
+        return next((place for place in found if place is not None), None)
+    if not isinstance(definition, Mapping):
+        return None
+    call = definition.get("workflow")
+    if (call.get("name") if isinstance(call, Mapping) else call) == called:
+        return f"{key}.workflow"
+    found = (call_key(inner, called, f"{key}.{name}" if key else name) for name, inner in definition.items())
+    return next((place for place in found if place is not None), None)
 
 
 class _Flow:

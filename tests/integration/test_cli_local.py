@@ -54,6 +54,18 @@ def test_validate_refuses_two_files_of_one_name(config: Path, capsys: pytest.Cap
     assert "b.yaml: name: 'same' is already defined in" in capsys.readouterr().out
 
 
+def test_validate_refuses_workflows_that_call_each_other_in_a_circle(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, called in (("a", "b"), ("b", "a"), ("c", "a")):
+        text = f"name: {name}\ntrigger: manual\nsteps:\n- {{id: s, workflow: {called}}}\n"
+        (config / "workflows" / f"{name}.yaml").write_text(text)
+    assert root.main(["validate"]) == Exit.CONFIGURATION
+    first, second = capsys.readouterr().out.splitlines()
+    assert "a.yaml:4:11: steps[0].workflow: calls itself: a → b → a" in first
+    assert "b.yaml:4:11: steps[0].workflow: calls itself: b → a → b" in second
+
+
 def test_validate_checks_the_settings_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config / "appliance.yaml").write_text("http:\n  port: 99999\n")
     assert root.main(["validate"]) == Exit.CONFIGURATION

@@ -9,7 +9,7 @@ import pytest
 from appliance.errors import DefinitionError
 from appliance.plugin import Action, Params
 from appliance.workflows.compile import compile_workflow
-from appliance.workflows.flow import call_cycles
+from appliance.workflows.flow import call_cycles, call_key
 from appliance.workflows.loader import parse_document
 from appliance.workflows.revision import Workflow
 
@@ -312,6 +312,13 @@ def calling(name: str, *called: str) -> Workflow:
     steps: list[dict[str, Any]] = [{"id": f"s{n}", "workflow": each} for n, each in enumerate(called)]
     steps.append({"id": "last", "end": None})
     return compile_workflow({"name": name, "trigger": "manual", "steps": steps}, actions=None)
+
+
+def test_where_a_call_stands() -> None:
+    definition = {"steps": [{"id": "a"}, {"for_each": {"steps": [{"workflow": "x"}, {"workflow": {"name": "y"}}]}}]}
+    assert call_key(definition, "x") == "steps[1].for_each.steps[0].workflow"
+    assert call_key(definition, "y") == "steps[1].for_each.steps[1].workflow"
+    assert call_key(definition, "z") is None
 
 
 def test_cycles_of_calls() -> None:

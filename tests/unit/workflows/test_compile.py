@@ -267,7 +267,13 @@ def test_a_stored_revision_compiles_without_its_actions() -> None:
     assert compile_workflow(definition, actions=None).steps[0].action == "gone"
 
 
-keys = st.sampled_from(["name", "trigger", "event", "steps", "id", "action", "with", "delay", "if", "when", "next"])
+keys = st.sampled_from(
+    [
+        *["name", "trigger", "event", "steps", "id", "action", "with", "delay", "if", "when", "next", "states", "on"],
+        *["choose", "parallel", "branches", "for_each", "items", "wait", "match", "human_task", "form", "workflow"],
+        *["transform", "end", "deadline", "after", "retry", "by_error", "compensate", "initial", "correlate", "enter"],
+    ]
+)
 anything = st.recursive(
     st.none() | st.booleans() | st.text(max_size=3) | st.integers(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
