@@ -184,6 +184,8 @@ class Driver:
             if depth > self._max_depth:
                 raise CallRefused(f"workflows call each other deeper than {self._max_depth} levels (engine.max_depth)")
             revision = self._definitions.current(command.flow)
+            if revision.workflow.machine is not None:
+                raise CallRefused(f"{command.flow} is a state machine, which events begin: it can't be called")
             await asyncio.to_thread(inputs.check, "input", revision.workflow.inputs, command.input)
         except (NotFound, CallRefused, InputRefused, Malformed) as error:
             return await self._advance(drive, ActionFailed(command.key, str(error), False, kind="call"))

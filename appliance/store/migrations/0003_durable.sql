@@ -6,7 +6,7 @@ ALTER TYPE step_status ADD VALUE 'unknown';     -- an effect that may or may not
 ALTER TABLE runs
     ADD COLUMN details json,                    -- how it was started: {input, parent: {run, key}, depth, rerun_of, …}
     ADD COLUMN result json,                     -- how it ended: {outcome, output}
-    ADD COLUMN asked text;                      -- 'pause' or 'cancel', until the run takes notice
+    ADD COLUMN asked text;                      -- 'pause', 'cancel' or 'retry', until the run takes notice
 
 -- The run that a step called, and the other way round.
 CREATE TABLE children (
