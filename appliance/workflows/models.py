@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -149,16 +150,25 @@ class RetryModel(BackoffModel):
     """How often a failed attempt is repeated, and when."""
 
     by_error: dict[str, BackoffModel] = Field(
-        {}, description="Other values for kinds of failure (timeout, retry, error) or names of exception classes."
+        default_factory=dict,
+        description="Other values for kinds of failure (timeout, retry, error) or names of exception classes.",
     )
+
+
+DEFAULT_RETRY = RetryModel()
+"""Shared by all steps that say nothing: thousands of workflows are read at a start."""
 
 
 class EffectModel(Model):
     """An action beside a step: what undoes it, or tells people of it."""
 
     action: str = Field(min_length=1, description="Name of the action.")
-    with_: dict[str, Any] = Field({}, alias="with", description="Parameters of the action; texts may be templates.")
-    retry: RetryModel = RetryModel()
+    with_: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="Parameters of the action; texts may be templates."
+    )
+    retry: RetryModel = Field(
+        default_factory=lambda: DEFAULT_RETRY, description="How often a failed attempt is repeated."
+    )
     timeout: Duration | None = Field(None, description="Time limit of one attempt.")
 
 
@@ -315,7 +325,9 @@ class StepModel(Model):
     id: StepId = Field(description="Name of the step within the workflow.")
     description: str = Field("", max_length=10_000, description="For people.")
     action: str | None = Field(None, min_length=1, description="Name of the action.")
-    with_: dict[str, Any] = Field({}, alias="with", description="Parameters of the action; texts may be templates.")
+    with_: dict[str, Any] = Field(
+        default_factory=dict, alias="with", description="Parameters of the action; texts may be templates."
+    )
     delay: Annotated[str | int | float | DelayModel | None, BeforeValidator(_refuse_switches)] = Field(
         None, description="A pause, such as 10m."
     )
@@ -339,7 +351,9 @@ class StepModel(Model):
         | None
     ) = Field(None, description="End the run here: an outcome, or {outcome, output, status}.")
     if_: Any = Field(None, alias="if", description="A condition; when it doesn't hold, the step is skipped.")
-    retry: RetryModel = RetryModel()
+    retry: RetryModel = Field(
+        default_factory=lambda: DEFAULT_RETRY, description="How often a failed attempt is repeated."
+    )
     timeout: Duration | None = Field(None, description="Time limit of one attempt.")
     effects: Literal["at_least_once", "at_most_once"] = Field(
         "at_least_once", description="at_most_once: an attempt is never repeated; a person settles what is unknown."
@@ -353,17 +367,14 @@ class StepModel(Model):
         description="Where to go after the last failed attempt: a step, continue or end; without it the run fails.",
     )
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Which of KINDS the step is."""
         return self._kinds()[0]
 
     def _kinds(self) -> list[str]:
-        return [
-            kind
-            for kind in KINDS
-            if getattr(self, kind) is not None or (kind in _MAY_BE_NULL and kind in self.model_fields_set)
-        ]
+        said = self.model_fields_set
+        return [kind for kind in KINDS if kind in said and (kind in _MAY_BE_NULL or getattr(self, kind) is not None)]
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

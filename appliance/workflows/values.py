@@ -12,6 +12,7 @@ from appliance.templating import Template, TemplateError, compile_template
 from appliance.workflows.graph import Node
 from appliance.workflows.hours import BusinessHours
 from appliance.workflows.models import (
+    DEFAULT_RETRY,
     BackoffModel,
     BusinessHoursModel,
     DeadlineModel,
@@ -23,6 +24,9 @@ from appliance.workflows.revision import Deadline, RetryPolicy, due_at
 
 ERROR_KINDS = ("timeout", "retry", "error")
 """Kinds of failure that may be repeated."""
+
+
+_DEFAULT = RetryPolicy()
 
 
 class Use(NamedTuple):
@@ -83,6 +87,8 @@ class Values:
 
     def retry(self, model: RetryModel, key: str) -> RetryPolicy:
         """A retry policy; those by error inherit what they don't say."""
+        if model is DEFAULT_RETRY:
+            return _DEFAULT
         by_error = {}
         for name, own in model.by_error.items():
             inner = f"{key}.by_error.{name}"
