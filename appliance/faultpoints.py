@@ -39,6 +39,11 @@ Point = Literal[
     "after_ack",  # the entry is out of the pending list
     "before_xadd",  # an event is accepted from its sender, Redis has not seen it
     "after_xadd",  # Redis has it, the sender was not answered
+    "after_fire",  # the work of timers that were due is in the stream, their rows have not gone
+    "after_slot",  # the event of a schedule's slot is in the stream, its row has not moved on
+    "after_put",  # events of the outbox are in the stream, their rows don't say so
+    "before_tell",  # an event is recorded, the runs that wait for it were not told
+    "before_look_back",  # that a run waits is recorded, events that came before were not looked for
 ]
 POINTS: frozenset[str] = frozenset(get_args(Point))
 

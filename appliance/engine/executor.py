@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
+from appliance import faultpoints
 from appliance.batching import Batcher
 from appliance.engine.changes import CANCEL, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
 from appliance.engine.drive import Driver, Prepare
@@ -192,6 +193,7 @@ class Executor:
             change.events = [_event_row(entry, event, None)]
         change.add("correlations", *correlation_rows(event.uid, digests))
         await self._recorder.record(change)
+        faultpoints.hit("before_tell")
         if told := await self._runs.correlate(event.uid, digests):
             self._on_timer(time.time())
         return prior or Prior(None), told or await self._runs.is_listened_for(event.uid, digests)
@@ -287,6 +289,7 @@ class Executor:
 
     async def _look_back(self, run_id: str) -> None:
         """Events that a run waits for may have come before it did."""
+        faultpoints.hit("before_look_back")
         if await self._runs.look_back(run_id):
             self._on_timer(time.time())
 

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 
+from appliance import faultpoints
 from appliance.errors import StoreUnavailable, StreamUnavailable
 from appliance.events import FIELD_AGAIN
 from appliance.observe.metrics import METRICS
@@ -83,6 +84,8 @@ class OutboxLoop:
         async with self._outbox.taking(_YOUNG_S, _BATCH) as (connection, rows):
             answers = await self._producer.put([_send(row) for row in rows]) if rows else []
             done = [(row, entry_id) for row, entry_id in zip(rows, answers, strict=True) if isinstance(entry_id, str)]
+            if done:
+                faultpoints.hit("after_put")
             await self._outbox.mark(connection, done)
         METRICS.outbox_sent.inc(len(done))
         for answer in answers:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
+from appliance import faultpoints
 from appliance.catalog import Catalog
 from appliance.errors import Malformed, Unavailable
 from appliance.events import Event, format_time, new_event
@@ -129,6 +130,7 @@ class Ticker:
             results = await asyncio.gather(*(self._fire(row, now) for row in due), return_exceptions=True)
             moved = [result for result in results if not isinstance(result, BaseException)]
             if moved:
+                faultpoints.hit("after_slot")
                 await connection.execute(_SQL["move_schedules"], _columns(moved, 4))
         for result in results:
             if isinstance(result, BaseException):

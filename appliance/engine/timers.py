@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from appliance import faultpoints
 from appliance.errors import StoreUnavailable, StreamUnavailable
 from appliance.observe.metrics import METRICS
 from appliance.store.pool import Pool, checked_out
@@ -74,6 +75,7 @@ class Timers:
                 mine = [row for row in rows if row[0] == priority]
                 works = [_work(*row[2:]) for row in mine]
                 await self._producer.enqueue(priority, works, reopened=sum(work.reopens for work in works))
+                faultpoints.hit("after_fire")
         now = self._clock()
         for row in rows:
             METRICS.timer_delay_seconds.observe(max(0.0, now - row[1]))
