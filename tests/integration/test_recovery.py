@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from appliance.plugin import Context
 from appliance.replica import Replica
 from appliance.store.pool import Connection
 from tests.integration.test_heart import Heart, db, failing, heart, instant, rows
-from tests.servers import wait_until
+from tests.servers import start_valkey, wait_until
 
 __all__ = ["db", "heart"]
 
@@ -60,6 +63,7 @@ async def started(heart: Heart, db: Connection, made: Replica, number: int = 1, 
     """Events whose runs stand recorded at their second step, in the hands of ``made``."""
     gate = Gate()
     await heart.workflow("w", {"id": "first"}, {"id": "second"}, **steps)
+    await made.catalog.refresh()
     heart.behave |= {"first": instant, "second": gate}
     for _ in range(number):
         await heart.send()
@@ -287,3 +291,76 @@ async def test_with_durability_in_postgresql_a_flush_under_load_takes_nothing(he
     assert (ledger["handled"], ledger["difference"]) == (800, 0)
     await made.outbox.purge()
     assert await rows(db, "SELECT 1 FROM outbox") == []
+
+
+async def test_of_two_sweeps_at_once_one_puts_things_back(heart: Heart, db: Connection) -> None:
+    other = await heart.idle()
+    made = await heart.replica()
+    gate = await started(heart, db, made, 4)
+    await made.commander.flushall()
+    await crash(made)
+    gate.open.set()
+    await other.catalog.refresh()
+    reports = await asyncio.gather(recover(made), recover(other), made.recovery.sweep(), recover(other))
+    assert sum(report.events for report in reports) == 4
+    await ended(db, 4)
+    await heart.at_rest()
+    assert await heart.ledger() == {"handled": 4, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_who_is_still_at_work_on_what_is_put_back_is_fenced(heart: Heart, db: Connection) -> None:
+    """Another replica can't know that the entry which vanished is in somebody's hands."""
+    other = await heart.idle()
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    await made.commander.flushall()
+    assert (await recover(made)).total == 0
+    assert (await recover(other)).events == 1
+    await wait_until(lambda: gate.came == 2, "the second handler")
+    gate.open.set()
+    await ended(db)
+    await heart.at_rest()
+    assert await rows(db, "SELECT key, status::text FROM steps ORDER BY seq") == [
+        ("first", "succeeded"), ("second", "succeeded")
+    ]  # fmt: skip
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
+async def test_a_sweep_that_nobody_asked_for_leaves_the_young_alone(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    await heart.workflow("other", {"id": "pause", "delay": "1h"}, trigger={"event": "other"})
+    await made.producer.submit(new_event("other", {}, source="/t"))
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the timer")
+    await made.commander.flushall()
+    await crash(made)
+    await db.execute("DELETE FROM timers")
+    assert (await made.recovery.sweep()).total == 0
+    await db.execute("UPDATE events SET received_at = received_at - interval '2 minutes'")
+    assert (await made.recovery.sweep()).total == 0
+    await db.execute("UPDATE runs SET updated_at = updated_at - interval '2 minutes'")
+    gate.open.set()
+    report = await made.recovery.sweep()
+    assert (report.events, report.parked, report.total) == (1, 1, 2)
+    assert await rows(db, "SELECT due_at > now() + interval '50 minutes' FROM timers") == [(True,)]
+    await ended(db)
+
+
+async def test_a_server_that_kept_nothing_is_recovered_from(database_url: str, db: Connection, tmp_path: Path) -> None:
+    """It stops, its files go, and another one starts in its place."""
+    async with contextlib.AsyncExitStack() as stack, contextlib.AsyncExitStack() as first:
+        server = await first.enter_async_context(start_valkey(tmp_path / "v"))
+        heart = Heart(server.url, database_url, tmp_path, stack)
+        made = await heart.replica(stream={"lease": "2s"})
+        gate = await started(heart, db, made, 2)
+        await first.aclose()
+        shutil.rmtree(tmp_path / "v" / "valkey")
+        await crash(made)
+        gate.open.set()
+        async with start_valkey(tmp_path / "v"):
+            await wait_until(lambda: heart.foundations, "the groups to be made again")
+            await recovered(made)
+            await ended(db, 2)
+            await heart.at_rest()
+            assert (await heart.ledger())["difference"] == 0
+            await stack.aclose()
