@@ -83,6 +83,7 @@ class Bookkeeper:
         """Save, and add to lives that ended lately what the history has learnt of them since."""
         await self.save()
         async with checked_out(self._pool) as connection:
+            await connection.execute(SQL["close"], [[account.epoch for account, _ in self._saved]])
             await connection.execute(SQL["complete"])
 
     async def signs(self) -> object:

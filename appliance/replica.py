@@ -96,7 +96,7 @@ class Replica:
         )
         self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
-        self.ticker = Ticker(pool, self.producer, self.catalog, engine.timer_poll.total_seconds())
+        self.ticker = Ticker(pool, self.intake, self.catalog, engine.timer_poll.total_seconds())
         self.timetable = Timetable(pool, self.catalog)
         self.lifecycle = Lifecycle(
             engine.lifecycle_events,

@@ -201,6 +201,20 @@ async def test_an_entry_that_nobody_read_is_put_in_again(heart: Heart, db: Conne
     assert await heart.ledger() == {"handled": 3, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
 
 
+async def test_an_event_that_can_not_be_handled_at_all_is_not_put_in_for_ever(heart: Heart, db: Connection) -> None:
+    made = await heart.idle(ingest=POSTGRES)
+    bad = event()
+    await store(db, bad, durable=True, age_s=60)
+    await db.execute("UPDATE outbox SET entry = json_build_object('uid', uid, 'event', '{}')")
+    assert await made.outbox.fire() == 1
+    heart.run(made)
+    await wait_until(lambda: rows(db, "SELECT 1 FROM dead_letters"), "the dead letter")
+    await heart.at_rest()
+    assert (await made.recovery.sweep(grace_s=0.0, thorough=True)).total == 0
+    assert await made.outbox.purge() == 1
+    assert (await heart.ledger())["dead"] == 1
+
+
 async def test_what_actions_publish_is_as_durable(heart: Heart, db: Connection) -> None:
     made = await heart.replica(ingest=POSTGRES)
     await heart.workflow("w", {"id": "only"})

@@ -34,8 +34,8 @@ WITH lives AS (
     FROM ledger_epochs ended
     WHERE closed AND closed_at > now() - interval '1 hour' AND last_id IS NOT NULL AND first_id IS NOT NULL
 ), bounds AS (
-    SELECT *, (lpad(to_hex(greatest(0, kept * 60000 - 600000)), 12, '0') || repeat('0', 20))::uuid AS low,
-           (lpad(to_hex(coalesce(next[1]::bigint + 60000, 281474976710655)), 12, '0') || repeat('0', 20))::uuid AS high
+    SELECT *, appliance_uuid_of_ms(greatest(0, kept * 60000 - 600000)) AS low,
+           appliance_uuid_of_ms(coalesce(next[1]::bigint + 60000, 281474976710655)) AS high
     FROM lives
 ), recorded AS (
     SELECT b.epoch, count(*) FILTER (WHERE e.at > b.last) AS added, count(*) FILTER (WHERE e.settled) AS settled

@@ -52,14 +52,19 @@ FROM given WHERE outbox.uid = given.uid AND outbox.uid NOT IN (SELECT uid FROM g
 -- A page of rows in the order in which they were sent, without those whose events are settled: how many there were, how
 -- many went, and where the next page begins.
 WITH page AS MATERIALIZED (
-    SELECT uid, sent_at FROM outbox
+    SELECT uid, sent_at, priority, entry_id FROM outbox
     WHERE sent_at IS NOT NULL AND (sent_at, uid) > (%s::timestamptz, %s::uuid)
     ORDER BY sent_at, uid LIMIT %s FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM outbox USING page
     WHERE outbox.uid = page.uid
       AND (EXISTS (SELECT FROM events WHERE events.uid = page.uid AND events.outcome IS NOT NULL)
-           OR EXISTS (SELECT FROM duplicates WHERE duplicates.uid = page.uid))
+           OR EXISTS (SELECT FROM duplicates WHERE duplicates.uid = page.uid)
+           -- An entry that could not be handled at all: its letter's id has the entry's milliseconds in front.
+           OR EXISTS (SELECT FROM dead_letters d
+                      WHERE d.stream = page.priority AND d.entry_id = page.entry_id AND d.kind = 'entry'
+                        AND d.id >= appliance_uuid_of_ms(split_part(page.entry_id, '-', 1)::bigint)
+                        AND d.id < appliance_uuid_of_ms(split_part(page.entry_id, '-', 1)::bigint + 1)))
     RETURNING outbox.uid
 ), last AS (
     SELECT sent_at, uid FROM page ORDER BY sent_at DESC, uid DESC LIMIT 1

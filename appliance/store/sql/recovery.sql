@@ -107,6 +107,10 @@ JOIN outbox o ON o.uid = u.uid::uuid AND o.entry_id = u.entry_id
 WHERE NOT EXISTS (SELECT FROM events WHERE events.uid = o.uid)
   AND NOT EXISTS (SELECT FROM duplicates WHERE duplicates.uid = o.uid)
   AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.event_uid = o.uid)
+  AND NOT EXISTS (SELECT FROM dead_letters d
+                  WHERE d.stream = o.priority AND d.entry_id = o.entry_id AND d.kind = 'entry'
+                    AND d.id >= appliance_uuid_of_ms(split_part(o.entry_id, '-', 1)::bigint)
+                    AND d.id < appliance_uuid_of_ms(split_part(o.entry_id, '-', 1)::bigint + 1))
 ORDER BY o.uid FOR UPDATE OF o SKIP LOCKED
 
 -- name: move_rows
