@@ -49,6 +49,7 @@ from appliance.workflows.revision import Revision
 
 PAUSE, CANCEL, RETRY = "pause", "cancel", "retry"
 """What people ask of a run (``runs.asked``); whoever has it in hand, or takes it up next, takes notice."""
+_BEGUN_BY_OTHERS = frozenset({"replay", "rerun", "subflow"})
 SIGNAL = "+signal"
 """Key of the timer that wakes a run because something came in; ``""`` is that of its own next time."""
 
@@ -311,9 +312,18 @@ def _close(change: Change, drive: Drive, command: Close, fresh: dict[tuple[str, 
 def _listen(change: Change, drive: Drive, command: Listen) -> None:
     workflow = drive.revision.workflow
     shape = wait_shape(workflow.steps[workflow.by_id[command.step]])
-    since = range_start(int(drive.started_at * 1000))
-    change.add("waits", WaitRow(drive.run_id, command.key, wait_digest(shape, command.values), since))
+    change.add("waits", WaitRow(drive.run_id, command.key, wait_digest(shape, command.values), _listens_since(drive)))
     drive.listens = True
+
+
+def _listens_since(drive: Drive) -> str:
+    """From where on events count: from the run's own, however long that lay in its stream before the run began.
+
+    A run that was begun for an event of long ago, or by another run, counts from its beginning.
+    """
+    if drive.origin in _BEGUN_BY_OTHERS:
+        return range_start(int(drive.started_at * 1000))
+    return range_start(milliseconds_of(drive.event.uid))
 
 
 def _ask(change: Change, drive: Drive, command: Ask, now: float) -> None:

@@ -189,6 +189,17 @@ async def test_an_event_that_came_before_the_wait_is_not_lost(world: World) -> N
     await world.until("succeeded")
 
 
+async def test_an_event_that_came_before_its_run_had_begun_is_not_lost(world: World) -> None:
+    """The run's own event is handled later: it was taken over after a crash, or there was a backlog."""
+    wait = {"id": "paid", "wait": {"event": "paid"}, "forever": True}
+    await world.put({"name": "w", "steps": [wait]})
+    first = new_event("t", None, source="/t")
+    await world.event("paid")
+    await wait_until(lambda: rows(world.db, "SELECT 1 FROM events WHERE outcome = 'unmatched'"), "what came later")
+    await world.heart.replicas[0].producer.submit(first)
+    await world.until("succeeded")
+
+
 async def test_a_replica_with_older_workflows_tells_those_who_wait(world: World) -> None:
     """It learns of the wait from the version that its own commit reads."""
     other = await world.heart.idle()
