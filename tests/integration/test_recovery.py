@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -364,3 +365,52 @@ async def test_a_server_that_kept_nothing_is_recovered_from(database_url: str, d
             await heart.at_rest()
             assert (await heart.ledger())["difference"] == 0
             await stack.aclose()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_several_flushes_under_load_on_several_replicas_take_nothing(
+    heart: Heart, db: Connection, seed: int
+) -> None:
+    chance = random.Random(seed)
+    made = [await heart.replica(engine={"concurrency": 50}, ingest=POSTGRES, stream={"lease": "2s"}) for _ in range(2)]
+    await heart.workflow("w", {"id": "first"}, {"id": "second"})
+    await heart.workflow("v", {"id": "third"})
+
+    async def short(_: Context) -> None:
+        await asyncio.sleep(chance.random() * 0.03)
+
+    heart.behave |= dict.fromkeys(("first", "second", "third"), short)
+    side = []
+    for each in made:
+        await each.catalog.refresh()
+        side += [asyncio.create_task(each.bookkeeper.run_forever()), asyncio.create_task(each.outbox.run_forever())]
+    accepted = 0
+
+    async def send() -> None:
+        nonlocal accepted
+        for _ in range(60):
+            await chance.choice(made).intake.submit(new_event("t", {}, source="/t"))
+            accepted += 1
+            await asyncio.sleep(chance.random() * 0.02)
+
+    load = asyncio.gather(*(send() for _ in range(10)))
+    for _ in range(3):
+        enough = min(600, accepted + chance.randrange(50, 200))
+        await wait_until(lambda enough=enough: accepted >= enough, "some load")  # type: ignore[misc]
+        await made[0].commander.flushall()
+        if chance.random() < 0.5:
+            await recover(chance.choice(made))
+    await load
+
+    async def all_over() -> bool:
+        await recover(chance.choice(made))
+        over = await rows(db, "SELECT 1 FROM events HAVING count(outcome) = 600")
+        return bool(over) and not await rows(db, "SELECT 1 FROM runs WHERE status <> 'succeeded'")
+
+    await wait_until(all_over, "all events to be handled", timeout=30)
+    await heart.at_rest()
+    await recovered(made[0])
+    for task in side:
+        task.cancel()
+    ledger = await heart.ledger()
+    assert (ledger["handled"], ledger["difference"]) == (600, 0)

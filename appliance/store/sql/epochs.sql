@@ -25,7 +25,8 @@ UPDATE ledger_epochs SET closed = true, in_flight = 0, closed_at = now() WHERE N
 -- these were read for the last time, and entries that were settled after that, or whose handling went on when the stream
 -- was gone. Of the minutes that the counters do not call settled all that stands recorded is counted anew.
 WITH lives AS (
-    SELECT epoch, stream, string_to_array(last_id, '-')::numeric[] AS last,
+    SELECT epoch, stream, string_to_array(first_id, '-')::numeric[] AS first,
+           string_to_array(last_id, '-')::numeric[] AS last,
            (SELECT min(key::bigint) FROM json_each_text(recent)) AS kept,
            (SELECT sum(value::bigint) FROM json_each_text(recent)) AS counted,
            (SELECT min(string_to_array(later.first_id, '-')::numeric[]) FROM ledger_epochs later
@@ -50,7 +51,7 @@ WITH lives AS (
         FROM dead_letters
         WHERE id >= b.low AND id < b.high AND stream = b.stream AND kind = 'entry' AND event_uid IS NULL
     ) AS e
-    WHERE e.at >= ARRAY[b.kept * 60000, 0]::numeric[] AND (b.next IS NULL OR e.at < b.next)
+    WHERE e.at >= ARRAY[b.kept * 60000, 0]::numeric[] AND e.at >= b.first AND (b.next IS NULL OR e.at < b.next)
     GROUP BY b.epoch
 )
 UPDATE ledger_epochs
