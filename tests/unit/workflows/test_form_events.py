@@ -14,7 +14,7 @@ from appliance.plugin import Action, Params
 from appliance.templating import compile_template
 from appliance.workflows.compile import compile_workflow
 from appliance.workflows.dialects import to_native
-from appliance.workflows.form_events import _text
+from appliance.workflows.dialects.form_events import _text
 from appliance.workflows.revision import Workflow
 
 

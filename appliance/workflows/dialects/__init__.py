@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from appliance.errors import DefinitionError, Problem
-from appliance.workflows import form_events
+from appliance.workflows.dialects import form_events
 
 
 def to_native(document: Any) -> dict[str, Any]:

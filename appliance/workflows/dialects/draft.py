@@ -1,0 +1,137 @@
+"""A translation under way: what comes of it, what is wrong with it, and where each part of it stood in the source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from appliance.errors import Problem
+from appliance.workflows.graph import RESERVED, hint
+
+Object = dict[str, Any]
+_ID_LENGTH = 56
+"""Of a step's 64 characters; the rest is for a number behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """A definition in our own language. ``dialect`` is None if it was written so.
+
+    ``places`` says by a key of ours (``steps[0].with.to``) at which key of the source it stood.
+    """
+
+    native: Object
+    dialect: str | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def source_key(self, key: str, document: Any) -> str:
+        """Where in the source ``document`` that stands which has ``key`` in the translation; the nearest place."""
+        if self.dialect is None:
+            return key
+        near, place = max(
+            ((ours, theirs) for ours, theirs in self.places.items() if _is_below(key, ours)),
+            key=lambda pair: len(pair[0]),
+            default=("", ""),
+        )
+        rest = key[len(near) :] if near else f".{key}"
+        whole = (place + rest).lstrip(".")
+        return whole if whole in set(keys_of(document)) else place
+
+
+class Draft:
+    """A translation under way. ``problems`` is added to; the result counts only if there are none."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.problems: list[Problem] = []
+        self.prefix = prefix
+        """Where the definition stands in its document: ``definition.``, mostly nowhere."""
+        self._origins: dict[tuple[int, str], str] = {}
+        self._kept: list[Any] = []
+        self._ids: dict[str, str] = {}
+
+    def complain(self, message: str, key: str, expected: str | None = None) -> None:
+        """Note that what stands at ``key`` can't be translated; ``expected`` is what to write instead."""
+        problem = Problem(message, key, expected=expected)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def refuse_unknown(self, given: Mapping[str, Any], key: str, known: Iterable[str]) -> None:
+        """Complain of every key of ``given``, which stands at ``key``, that is none of ``known``."""
+        names = list(known)
+        for name in given:
+            if name not in names:
+                self.complain(f"unknown key {name!r}{hint(name, names)}", f"{key}.{name}".lstrip("."), _listed(names))
+
+    def at(self, part: Any, key: str, **inner: str) -> Any:
+        """Note that ``part`` (an object or a list) was written at ``key``, and its members at ``inner``; returns it."""
+        self._kept.append(part)  # so that no other object gets its identity
+        self._origins[id(part), ""] = key
+        for name, place in inner.items():
+            self._origins[id(part), name] = place
+        return part
+
+    def step_id(self, name: str) -> str:
+        """The id of the step that the source calls ``name``: the same for the same name, and no other's."""
+        if name not in self._ids:
+            self._ids[name] = self.fresh_id(name)
+        return self._ids[name]
+
+    def knows(self, name: str) -> bool:
+        """Whether the source's ``name`` has a step's id already."""
+        return name in self._ids
+
+    def fresh_id(self, name: str) -> str:
+        """An id like ``name`` that no step has yet."""
+        own, number = plain_id(name), 1
+        while (found := own if number == 1 else f"{own}_{number}") in self._ids.values():
+            number += 1
+        self._ids[f"\0{found}"] = found
+        return found
+
+    def done(self, native: Object, dialect: str) -> Translation:
+        """The finished translation."""
+        return Translation(native, dialect, dict(self._places(native, "")))
+
+    def _places(self, part: Any, key: str) -> Iterator[tuple[str, str]]:
+        if (origin := self._origins.get((id(part), ""))) is not None and key:
+            yield key, origin
+        members: Iterable[tuple[str, str, Any]] = ()
+        if isinstance(part, dict):
+            members = ((name, f"{key}.{name}" if key else name, value) for name, value in part.items())
+        elif isinstance(part, list):
+            members = ((str(index), f"{key}[{index}]", value) for index, value in enumerate(part))
+        for name, inner, value in members:
+            if (origin := self._origins.get((id(part), name))) is not None:
+                yield inner, origin
+            yield from self._places(value, inner)
+
+
+def plain_id(name: str) -> str:
+    """``name`` with what an id of a step can't hold replaced by ``_``."""
+    own = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_ID_LENGTH]
+    if not own[:1].isalpha() and own[:1] != "_":
+        own = f"step_{own}"
+    return f"{own}_step" if own in RESERVED else own
+
+
+def keys_of(document: Any, key: str = "") -> Iterator[str]:
+    """Every dotted key of a document: ``steps``, ``steps[0]``, ``steps[0].id`` …."""
+    if isinstance(document, dict):
+        for name, value in document.items():
+            inner = f"{key}.{name}" if key else str(name)
+            yield inner
+            yield from keys_of(value, inner)
+    elif isinstance(document, list):
+        for index, value in enumerate(document):
+            yield f"{key}[{index}]"
+            yield from keys_of(value, f"{key}[{index}]")
+
+
+def _is_below(key: str, place: str) -> bool:
+    return key == place or (key.startswith(place) and key[len(place)] in ".[")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 12 else ", ".join(names[:12]) + " …"
