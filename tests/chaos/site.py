@@ -74,16 +74,17 @@ class Site:
             tails = "\n".join(replica.tail(15) for replica in self.fleet.replicas[-3:])
             raise AssertionError(f"{error}\n{findings.violations}\n{tails}") from None
 
-    async def check(self, *, most_repeated: int, one_life: bool = True) -> Findings:
+    async def check(self, *, most_repeated: int, one_life: bool = True, faults: int = 0) -> Findings:
         """All invariants at rest, and how many effects were repeated at most; prints the summary line.
 
         ``one_life`` says that Redis never lost its data: the ledger's counters then cover all that the tables hold.
+        ``faults`` are those that left no line in a log.
         """
         await self.at_rest()
         findings = await inspect(self.redis_url, self.database_url, self.accepted)
         repeated, nameless = repeats(request.key for request in self.sink.requests)
         findings.violations += nameless
-        print(findings.summary(len(self.accepted), self.fleet.faults_struck(), repeated))  # noqa: T201
+        print(findings.summary(len(self.accepted), self.fleet.faults_struck() + faults, repeated))  # noqa: T201
         findings.assert_none()
         assert repeated <= most_repeated, self.sink.repeated()
         await self._compare_ledger(findings, one_life)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import time
 from datetime import timedelta
 from typing import Any, Literal
@@ -25,6 +26,7 @@ class Chaos(Params):
         "block",
         "abort",
         "rubbish",
+        "coin",
         "fine",
     ]
     seconds: float = 3600.0
@@ -42,6 +44,9 @@ async def run(params: Chaos, ctx: Context) -> Any:
         await _swallow(params.seconds)
     elif params.how == "rubbish":
         return object()
+    elif params.how == "coin":
+        if random.random() < 0.5:
+            raise ValueError("tails")
     elif params.how != "fine":
         raise {
             "raise": ValueError("out of order"),
