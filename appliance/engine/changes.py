@@ -90,11 +90,15 @@ class Drive:
     calls: list[Called] = field(default_factory=list)
     asked: str | None = None
     """What a person asked of the run and it has not taken notice of: ``pause`` or ``cancel``."""
-    noticed: bool = False
-    """It has taken notice since the last commit."""
+    noticed: str | None = None
+    """What it has taken notice of since the last commit."""
     paused: bool = False
     listens: bool = False
     """It began to listen for events while it was in hand: some may have come before."""
+    more_signals: bool = False
+    """More may have come in than were loaded with it at once."""
+    took: bool = False
+    """Some of what came in was looked at."""
     machine_key: str | None = None
     """The business key of a state machine that begins."""
     dead: str | None = None
@@ -105,7 +109,7 @@ class Drive:
         self.version += 1
         self.claimed = True
         self.stored = self.state
-        self.noticed = False
+        self.noticed = None
         self.asked = asked
         if self.fresh_attempts or self.fresh_deliveries:
             self.fresh_attempts, self.fresh_deliveries = [], []
@@ -152,6 +156,8 @@ def change_of(
         _put_machine(change, drive, drive.machine_key)
     if isinstance(end, Parked) and not end.paused:
         _put_timer(change, drive)
+        if drive.more_signals and drive.took:  # what is kept for later must not make it go round
+            change.timers = [*change.timers, TimerRow(drive.run_id, SIGNAL, now, drive.priority)]
     if isinstance(end, Ended):
         _put_end(change, drive, end, now, entry, announce)
     return change
@@ -235,7 +241,8 @@ def _put_end(
         for name in ("ended_timers", "ended_waits", "ended_signals"):
             change.add(name, mark)
     if drive.revision.workflow.machine is not None:
-        change.add("ended_machines", Mark(drive.run_id, ""))
+        for name in ("ended_machines", "ended_waits"):
+            change.add(name, Mark(drive.run_id, ""))
     if drive.details and (parent := drive.details.get("parent")):
         tell_parent(change, drive, parent, now)
     if announce is not None and (row := announce(drive, now)) is not None:
@@ -282,6 +289,7 @@ def _put_pending(change: Change, drive: Drive, now: float) -> None:
         elif isinstance(command, Take):
             taken = "taken" if command.taken else "ignored"
             change.add("taken", TakenRow(drive.run_id, command.signal, command.key, taken, command.by))
+            drive.took = True
     for command in fresh.values():
         if isinstance(command, Listen):
             _listen(change, drive, command)
@@ -298,7 +306,8 @@ def _close(change: Change, drive: Drive, command: Close, fresh: dict[tuple[str, 
     if command.kind == "wait":
         change.add("closed_waits", Mark(drive.run_id, command.key))
     elif command.kind == "human_task" and command.status != "answered":
-        change.add("closed_tasks", ClosedTaskRow(drive.run_id, command.key, command.status))
+        status = command.status if drive.state.ending is None or command.status != CANCELLED else "dropped"
+        change.add("closed_tasks", ClosedTaskRow(drive.run_id, command.key, status))
     elif command.kind == "workflow" and command.status != "answered":
         begun = [called for called in drive.calls if called.command.key == command.key]
         workflow = drive.revision.workflow

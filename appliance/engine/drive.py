@@ -126,6 +126,8 @@ class Driver:
             prepare(change, drive, end)
             await self._recorder.record(change)
             drive.recorded(change.asked)
+            if (due := _soonest(change)) is not None:
+                self._on_timer(due)
 
         asked = await self._begin(drive, given)
         while asked := self._obey(drive, asked):
@@ -142,13 +144,12 @@ class Driver:
                 asked = await self._advance(drive, await self._act(drive, asked[0]))
         end = self._end(drive)
         await record(end)
-        if isinstance(end, Parked) and not end.paused and (due := drive.state.next_due()) is not None:
-            self._on_timer(due)
         return end
 
     async def _begin(self, drive: Drive, given: Input) -> list[RunAction]:
         if drive.asked == PAUSE:
-            drive.noticed = drive.paused = True
+            drive.noticed = PAUSE
+            drive.paused = True
             drive.asked = None
             return []
         if drive.asked == CANCEL:
@@ -157,7 +158,7 @@ class Driver:
         elif drive.asked == RETRY:
             drive.state = drive.state._replace(status=FAILED)
             await self._advance(drive, Retried())  # which makes due what is to be begun anew
-        drive.noticed = drive.asked is not None
+        drive.noticed = drive.asked or drive.noticed
         drive.asked = None
         return await self._advance(drive, given)
 
@@ -200,7 +201,7 @@ class Driver:
         if asked:
             drive.state = postponed(drive.state, [command.key for command in asked], now)
         if drive.asked is not None:
-            drive.noticed = True
+            drive.noticed = drive.asked
             drive.paused = drive.asked == PAUSE
         if drive.asked != CANCEL:
             drive.asked = None
@@ -244,14 +245,14 @@ class Driver:
 
     async def _results(self, drive: Drive, under_way: dict[asyncio.Task[Input], RunAction]) -> list[RunAction]:
         """Wait for an attempt, or for what falls due beside them; returns the attempts that follow."""
-        due = drive.state.next_due()
+        due = None if drive.paused else drive.state.next_due()  # a paused run begins nothing, whatever falls due
         wait_s = None if due is None else max(0.0, due - self._clock())
         done, _ = await asyncio.wait(under_way, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         asked: list[RunAction] = []
         for task in [task for task in under_way if task in done]:
             del under_way[task]
             asked += await self._advance(drive, task.result())
-        due = drive.state.next_due()
+        due = None if drive.paused else drive.state.next_due()
         if due is not None and due <= self._clock():
             asked += await self._advance(drive, Resumed(lost=False))
         return asked
@@ -351,14 +352,21 @@ def idempotency_key(run_id: str, key: str) -> str:
     return f"{run_id}:{key}"
 
 
+def _soonest(change: Change) -> float | None:
+    """When the first timer of a change is due, those of other runs that it wakes counted in (Unix seconds)."""
+    if change.more is not None and "cancelled_children" in change.more:
+        return 0.0
+    return min((timer.due_at for timer in change.timers), default=None) if change.timers else None
+
+
 def _needs_record(drive: Drive, asked: Sequence[RunAction]) -> bool:
     """Whether something has to be durable before the attempts begin: results, what was asked for, an intent, a key."""
     if not drive.claimed or drive.pending or drive.calls or (drive.machine_key is not None and drive.version == 0):
         return True
-    workflow = drive.revision.workflow
-    if any(workflow.steps[workflow.by_id[c.step]].at_most_once for c in asked):
+    workflow, stored = drive.revision.workflow, drive.stored.steps
+    at_most_once = [c.key for c in asked if workflow.steps[workflow.by_id[c.step]].at_most_once]
+    if any(stored.get(key) is not drive.state.steps[key] for key in at_most_once):  # not twice for the same attempt
         return True
     if len(drive.state.steps) == 1:
         return False
-    stored = drive.stored.steps
     return any(s.status in _RESULTS and stored.get(k) is not s for k, s in drive.state.steps.items())

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from appliance import faultpoints
 from appliance.batching import Batcher
-from appliance.engine.changes import CANCEL, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
+from appliance.engine.changes import CANCEL, RETRY, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
 from appliance.engine.drive import Driver, Prepare
 from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
@@ -22,7 +22,7 @@ from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
 from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, OutcomeRow
-from appliance.store.runs import Prior, Runs, StoredRun, Waking
+from appliance.store.runs import MOST_SIGNALS, Prior, Runs, StoredRun, Waking
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry, Later, Settled, Verdict
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
@@ -86,6 +86,8 @@ class Executor:
         self._leases = leases
         self._keys = keys
         self._on_timer = on_timer
+        self._patient: dict[str, Entry] = {}
+        """By run: the wake that waits until it is free."""
         self._lookups: Batcher[str, Prior | None] = Batcher(runs.prior, limit=_LOOKUP_LIMIT, name="lookups")
         self._outcomes: Batcher[str, str | None] = Batcher(runs.outcomes, limit=_LOOKUP_LIMIT, name="outcomes")
         self._wakings: Batcher[str, Waking | None] = Batcher(runs.to_wake, limit=_LOOKUP_LIMIT, name="wakings")
@@ -164,6 +166,8 @@ class Executor:
             known = known or not fresh
         prior = await self._lookups.submit(event.uid) if known else None
         if prior is not None and prior.outcome is not None and not (again and prior.outcome == DEAD):
+            if entry.redelivered and (digests := self._definitions.listeners.digests(event.view())):
+                await self._tell(entry, event, digests, prior)  # who recorded it may have had older workflows
             return Settled(prior.outcome)
         view = event.view()
         rules = self._definitions.matcher.match(view)
@@ -218,7 +222,7 @@ class Executor:
         """A run for each workflow that matches, and those that were begun before, whatever matches now."""
         begun = {run.id: run for run in prior.runs} if prior is not None else {}
         for run in begun.values():
-            if run.state.status == WAITING:  # who parked it may not have got round to it
+            if _may_listen(run):  # who recorded that it does may not have got round to it
                 await self._look_back(run.id)
         drives = [await self._stored_drive(run, event, view) for run in begun.values() if _unfinished(run)]
         if event.start is not None and all(r.workflow.name != event.start[0] for r in revisions):
@@ -283,7 +287,7 @@ class Executor:
 
     async def _drive(self, entry: Entry, drive: Drive, given: Input, prepare: Prepare) -> DriveEnd:
         end = await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
-        if isinstance(end, Parked) and drive.listens:
+        if drive.listens and not isinstance(end, Ended):
             await self._look_back(drive.run_id)
         return end
 
@@ -328,21 +332,40 @@ class Executor:
         """``before``: where this work stood in a stream before it was set aside and redriven."""
         if work.kind == REDO:
             return await self._redo(entry, work, before)
+        if self._is_spare(entry, work, before):
+            return Settled(INTERNAL)
         waking = await self._wakings.submit(work.run)
         if waking is None:
             return Settled(HANDLED if work.reopens else INTERNAL)
         run, event = waking.run, waking.event
+        if entry.redelivered and _may_listen(run):  # who recorded that it does may not have got round to it
+            await self._look_back(run.id)
         if run.state.status in TERMINAL or (run.state.status == PAUSED and run.asked != CANCEL):
             return await self._settled_work(entry, work, run, event.uid)
         if run.holder not in (TIMER, entry.name, *before):
+            self._patient[run.id] = entry
             return Later(_patience_s(entry))  # somebody else has it in hand
         drive = await self._stored_drive(run, event, event.view(), entry.name)
-        if entry.redelivered and run.state.status == WAITING:  # who parked it may not have got round to it
-            await self._look_back(run.id)
+        if drive.revision.workflow.machine is not None and (run.asked == RETRY or not run.state.steps):
+            drive.listens = True  # a person made it listen, just now
         return await self._wake(entry, work, drive, waking.signals)
+
+    def _is_spare(self, entry: Entry, work: Work, before: tuple[str, ...]) -> bool:
+        """Whether another wake for the same run waits here until it is free: that will see all that came in.
+
+        A busy run is woken for everything that comes in. An entry that was delivered before may hold the run itself.
+        """
+        other = self._patient.get(work.run)
+        if other is None:
+            return False
+        if other is entry or not self._leases.holds(other) or (other.priority, other.id) not in self._leases:
+            del self._patient[work.run]
+            return False
+        return not (entry.redelivered or work.reopens or before)
 
     async def _wake(self, entry: Entry, work: Work, drive: Drive, signals: tuple[Signal, ...]) -> Verdict:
         uid = drive.event.uid
+        drive.more_signals = len(signals) >= MOST_SIGNALS
 
         def prepare(change: Change, _: Drive, end: DriveEnd | None) -> None:
             if work.reopens and end is not None and not isinstance(end, Backoff):
@@ -429,6 +452,13 @@ def _unfinished(run: StoredRun) -> bool:
     return run.holder is None and run.state.status not in TERMINAL and run.state.status != PAUSED
 
 
+def _may_listen(run: StoredRun) -> bool:
+    """Whether events may be waited for: then some may have come that nobody told it of."""
+    if run.state.status in TERMINAL:
+        return False
+    return run.state.place is not None or any(step.status == WAITING for step in run.state.steps.values())
+
+
 def _facts(run_id: str, revision: Revision, view: dict[str, Any], given: Any, started_at: float) -> Facts:
     """What the run knows besides its steps."""
     workflow = revision.workflow
@@ -448,7 +478,7 @@ def _first_input(drive: Drive) -> Input:
 def _given(drive: Drive, signals: tuple[Signal, ...]) -> Input:
     """What a run that was woken is told; a rerun begins at its step."""
     rerun = (drive.details or {}).get("rerun")
-    if rerun is not None and drive.state.ending is None and not drive.state.active():
+    if rerun is not None and drive.asked != RETRY and drive.state.ending is None and not drive.state.active():
         return Started(rerun.get("from"))
     return Resumed(signals)
 

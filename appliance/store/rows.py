@@ -59,8 +59,8 @@ class RunUpdate(NamedTuple):
     state: str | None
     error: str | None
     result: str | None = None
-    noticed: bool = False
-    """What a person asked for is done: ``asked`` is cleared."""
+    noticed: str | None = None
+    """What was asked of the run and is done: ``asked`` is cleared if it is that, and not something else by now."""
 
 
 class StepRow(NamedTuple):
@@ -221,7 +221,10 @@ class TakenRow(NamedTuple):
 
 
 class ClosedTaskRow(NamedTuple):
-    """A task that is over without an answer; one that was answered meanwhile is an error on purpose."""
+    """A task that is over without an answer; one that was answered meanwhile is an error on purpose.
+
+    Not where ``status`` is ``dropped``: it is cancelled because its run ends, which an answer doesn't change.
+    """
 
     run_id: str
     key: str

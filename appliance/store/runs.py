@@ -16,6 +16,9 @@ from appliance.identifiers import milliseconds_of, range_start
 from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
 
+MOST_SIGNALS = 500
+"""What came in for one run and is loaded with it at once."""
+
 Delivered = Mapping[tuple[str, str], str | None]
 
 
@@ -109,7 +112,7 @@ class Runs:
             uids = [run.event_uid for run in runs.values() if run.event_uid is not None]
             events = {row[0]: _event(row)[0] for row in await _rows(connection, "events", uids)} if uids else {}
             signals: dict[str, list[Signal]] = {}
-            for run_id, *row in await _rows(connection, "open_signals", run_ids):
+            for run_id, *row in await _rows(connection, "open_signals", run_ids, MOST_SIGNALS):
                 signals.setdefault(run_id, []).append(_signal(row))
         found = (runs.get(run_id) for run_id in run_ids)
         return [

@@ -44,18 +44,21 @@ FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[]) AS u (ru
 WHERE signals.run_id = u.run_id::uuid AND signals.id = u.id::uuid AND signals.key = u.key AND signals.taken IS NULL
 
 -- name: closed_tasks
--- Of an answer and a deadline one wins: a task that was answered meanwhile ends the transaction.
+-- Of an answer and a deadline one wins: a task that was answered meanwhile ends the transaction. Not where the run ends
+-- ('dropped'): whoever takes it up again would do the same.
 WITH given AS (
-    SELECT run_id::uuid, key, status::task_status FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (run_id, key, status)
+    SELECT run_id::uuid, key, CASE status WHEN 'dropped' THEN 'cancelled' ELSE status END::task_status AS status,
+           status <> 'dropped' AS fenced
+    FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (run_id, key, status)
 ), closed AS (
     UPDATE tasks SET status = given.status, closed_at = now()
     FROM given
     WHERE tasks.run_id = given.run_id AND tasks.key = given.key AND tasks.status = 'open'
-    RETURNING tasks.run_id, tasks.key
+    RETURNING tasks.run_id, tasks.key, given.fenced
 )
-SELECT appliance_expect((SELECT count(*) FROM closed),
+SELECT appliance_expect((SELECT count(*) FROM closed WHERE fenced),
                         (SELECT count(*) FROM given JOIN tasks USING (run_id, key)
-                         WHERE tasks.status IN ('open', 'answered')))
+                         WHERE fenced AND tasks.status IN ('open', 'answered')))
 
 -- name: closed_waits
 DELETE FROM waits USING unnest(%b::text[], %b::text[]) AS u (run_id, key)

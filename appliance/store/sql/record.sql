@@ -23,13 +23,17 @@ FROM unnest(%b::text[], %b::text[], %b::int4[], %b::int4[], %b::text[], %b::int4
            state, error, origin, details, result)
 
 -- name: run_updates
+-- What was asked for in place of what the run took notice of stays. Where a pause was taken back meanwhile, the run is
+-- not paused: who took it back has left a timer that wakes it.
 WITH changed AS (
-    UPDATE runs SET status = u.status::run_status, version = u.version, finished_at = to_timestamp(u.finished_at),
+    UPDATE runs SET status = CASE WHEN u.status = 'paused' AND u.noticed = 'pause' AND runs.asked IS NULL
+                                  THEN 'waiting' ELSE u.status::run_status END,
+                    version = u.version, finished_at = to_timestamp(u.finished_at),
                     updated_at = to_timestamp(u.updated_at), state = u.state::json, error = u.error,
                     result = u.result::json,
-                    asked = CASE WHEN NOT u.noticed AND u.finished_at IS NULL THEN runs.asked END
+                    asked = CASE WHEN u.finished_at IS NULL AND runs.asked IS DISTINCT FROM u.noticed THEN runs.asked END
     FROM unnest(%b::text[], %b::text[], %b::int4[], %b::float8[], %b::float8[], %b::text[], %b::text[], %b::text[],
-                %b::bool[])
+                %b::text[])
          AS u (id, status, version, finished_at, updated_at, state, error, result, noticed)
     WHERE runs.id = u.id::uuid AND runs.version = u.version - 1
     RETURNING 1

@@ -37,13 +37,15 @@ SELECT uid::text, id, source, type, subject, time, attributes::text, data::text,
 FROM events WHERE uid = ANY(%b::text[]::uuid[])
 
 -- name: open_signals
--- What came in for runs and nobody looked at yet, in the order in which it came; with its event, if it is one.
+-- What came in for runs and nobody looked at yet, in the order in which it came; with its event, if it is one. Of very
+-- many first what some step waits for, then what is for whichever takes it and may be kept for long.
 SELECT s.run_id::text, s.id::text, s.key, s.kind, s.payload::text, s.event_uid::text,
        e.uid::text, e.id, e.source, e.type, e.subject, e.time, e.attributes::text, e.data::text, e.key::text,
        e.outcome::text
 FROM unnest(%b::text[]) AS u (run_id)
 CROSS JOIN LATERAL (
-    SELECT * FROM signals WHERE signals.run_id = u.run_id::uuid AND taken IS NULL ORDER BY at, id LIMIT 1000
+    SELECT * FROM signals WHERE signals.run_id = u.run_id::uuid AND taken IS NULL
+    ORDER BY CASE WHEN kind IN ('child', 'settle') THEN 0 WHEN key <> '' THEN 1 ELSE 2 END, at, id LIMIT %b
 ) AS s
 LEFT JOIN events e ON e.uid = s.event_uid
 ORDER BY s.at, s.id
@@ -62,6 +64,7 @@ WITH told AS (
 ), woken AS (
     INSERT INTO timers (run_id, key, due_at, priority)
     SELECT DISTINCT told.run_id, '+signal', now(), runs.priority FROM told JOIN runs ON runs.id = told.run_id
+    ORDER BY told.run_id
     ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
 )
 SELECT count(*) FROM told
@@ -73,7 +76,8 @@ WHERE kind = 'event' AND event_uid = ANY(%b::text[]::uuid[]) AND run_id = ANY(
     SELECT run_id FROM waits WHERE digest = ANY(%b::text[]::uuid[]))
 
 -- name: look_back
--- Events that came before the run began to listen for them; answers how many there are.
+-- Events that came before the run began to listen for them; answers how many there are. Not those that an earlier visit
+-- of the same step has taken.
 WITH told AS (
     INSERT INTO signals (run_id, id, key, kind, event_uid)
     SELECT w.run_id, c.event_uid, w.key, 'event', c.event_uid
@@ -81,6 +85,8 @@ WITH told AS (
     JOIN runs r ON r.id = w.run_id
     JOIN correlations c ON c.digest = w.digest AND c.event_uid >= w.since
     WHERE w.run_id = %b::text::uuid AND c.event_uid IS DISTINCT FROM r.event_uid
+      AND NOT EXISTS (SELECT FROM signals s WHERE s.run_id = w.run_id AND s.id = c.event_uid AND s.taken = 'taken'
+                      AND split_part(s.key, '#', 1) = split_part(w.key, '#', 1))
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ), woken AS (
