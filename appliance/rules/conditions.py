@@ -30,10 +30,12 @@ class Mismatch:
 class Condition:
     """A compiled condition. Immutable; may be shared between threads and runs."""
 
-    __slots__ = ("_reads", "_root", "_rule", "equalities", "is_equality", "paths", "spec")
+    __slots__ = ("_reads", "_rule", "equalities", "is_equality", "paths", "root", "spec")
 
     spec: Any
     """The condition as it was written."""
+    root: Node
+    """The same as a tree."""
     equalities: tuple[tuple[str, tuple[Any, ...]], ...]
     """(path, values): tests that the condition can't hold without: that the path's value is one of ``values``."""
     is_equality: bool
@@ -44,7 +46,7 @@ class Condition:
 
     def __init__(self, spec: Any, root: Node) -> None:
         self.spec = spec
-        self._root = root
+        self.root = root
         self._rule = logic.engine.compile(root.to_logic())
         facts = self._rule.facts()
         self._reads = _reads(facts)
@@ -61,7 +63,7 @@ class Condition:
 
     def first_failure(self, view: Mapping[str, Any]) -> Mismatch | None:
         """The first test that fails, or None when the condition holds."""
-        return None if self.holds(view) else _failure(self._root, view)
+        return None if self.holds(view) else _failure(self.root, view)
 
 
 class Expression:
