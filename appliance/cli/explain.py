@@ -20,6 +20,7 @@ from appliance.cli.tables import emit, table
 def explain(client: Client, event_id: str | None, file: str | None, workflow: str | None, as_json: bool) -> None:
     """Show each workflow's verdict on an event, by the matcher that decides about real ones.
 
+    Under WITH stands the smallest change of the event with which a workflow would take it, tried out beforehand.
     EVENT_ID is a stored event; - reads one from standard input, --file from a file. Nothing is started.
     """
     pasted = "-" if event_id == "-" and file is None else file
@@ -35,5 +36,13 @@ def explain(client: Client, event_id: str | None, file: str | None, workflow: st
 
 def _describe(answer: dict[str, Any]) -> str:
     verdicts = answer.get("verdicts") or []
-    rows = [{**v, "verdict": "matched" if v.get("matched") else "not matched"} for v in verdicts]
-    return table(rows, ["workflow", "verdict", "reason"], empty="no workflow is loaded")
+    rows = [
+        {**v, "verdict": "matched" if v.get("matched") else "not matched", "with": changes_text(v)} for v in verdicts
+    ]
+    return table(rows, ["workflow", "verdict", "reason", "with"], empty="no workflow is loaded")
+
+
+def changes_text(verdict: dict[str, Any]) -> str | None:
+    """The changes with which an event would be taken, or why there are none."""
+    changes = verdict.get("changes") or []
+    return "; and ".join(change["text"] for change in changes) if changes else verdict.get("note")

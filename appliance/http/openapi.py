@@ -261,7 +261,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "WorkflowAnswer": _object(id=_NUMBER, name=_TEXT, revision=_NUMBER),
     "Explanation": _object(
         event={"type": "object"},
-        verdicts=_list_of(_object(workflow=_TEXT, matched=_FLAG, reason=_TEXT, failure={"type": ["object", "null"]})),
+        verdicts=_list_of(
+            _object(
+                workflow=_TEXT,
+                matched=_FLAG,
+                reason=_TEXT,
+                failure={"type": ["object", "null"]},
+                changes=_list_of({"type": "object"}),
+                checked=_FLAG,
+                note={"type": ["string", "null"]},
+            )
+        ),
     ),
     "Recovery": _object(
         recovered=_NUMBER, held=_NUMBER, parked=_NUMBER, events=_NUMBER, resent=_NUMBER, adopted=_NUMBER, busy=_FLAG

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from appliance.events import Event
     from appliance.links import Links
+    from appliance.rules.matcher import Rule
     from appliance.settings import Settings
     from appliance.store.history import History, Page
 
@@ -47,6 +48,9 @@ class Matched(Protocol):
 
 class Explainer(Protocol):
     """The matcher, asked for its reasons."""
+
+    @property
+    def rules(self) -> Sequence[Rule]: ...
 
     def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> Sequence[Matched]: ...
 

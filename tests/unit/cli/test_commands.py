@@ -174,6 +174,19 @@ def test_explain_shows_each_verdict_with_its_reason(server: Server, invoke: Invo
     ]
 
 
+def test_explain_shows_with_which_changes_an_event_would_be_taken(server: Server, invoke: Invoke) -> None:
+    changes = [{"text": "type = 'a'; was 'b'"}, {"text": "data.amount ≥ 100; was 80"}]
+    server.answers = [
+        Answer(200, {"verdicts": [{"workflow": "x", "matched": False, "reason": "no", "changes": changes}]}),
+        Answer(200, {"verdicts": [{"workflow": "x", "matched": False, "reason": "no", "note": "no change found"}]}),
+    ]
+    assert invoke("explain", "e1")[1].splitlines() == [
+        "WORKFLOW  VERDICT      REASON  WITH",
+        "x         not matched  no      type = 'a'; was 'b'; and data.amount ≥ 100; was 80",
+    ]
+    assert invoke("explain", "e1")[1].splitlines()[1] == "x         not matched  no      no change found"
+
+
 LEDGER = {"accepted": 2, "handled": 1, "unmatched": 0, "duplicate": 0, "dead": 0, "in_flight": 0, "difference": 1}
 
 

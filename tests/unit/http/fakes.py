@@ -12,6 +12,8 @@ from appliance.errors import Conflict, DefinitionError, NotFound
 from appliance.events import Event
 from appliance.http.services import Health, Services
 from appliance.links import Links
+from appliance.rules.conditions import compile_condition
+from appliance.rules.matcher import Rule, Trigger
 from appliance.settings import Settings
 from appliance.store.history import Page
 from appliance.workflows.inputs import check
@@ -67,6 +69,7 @@ class FakeMismatch:
 @dataclass
 class FakeMatcher:
     asked: list[tuple[Mapping[str, Any], str | None]] = field(default_factory=list)
+    rules = (Rule("b", (Trigger("t", compile_condition({"path": "template_id", "op": "==", "value": "b"})),), 0, None),)
 
     def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> Sequence[FakeVerdict]:
         self.asked.append((view, workflow))

@@ -170,9 +170,12 @@ async def test_a_stored_event_is_explained(client: httpx.AsyncClient, fakes: Fak
     }
     fakes.history.items["e"] = stored
     response = await client.get("/api/v1/events/e/explain", headers=KEY)
+    change = {"path": "template_id", "from": "x", "to": "b", "text": "template_id = 'b'; was 'x'"}
+    matched = {"workflow": "a", "matched": True, "reason": "matched", "failure": None}
+    missed = {"workflow": "b", "matched": False, "reason": "no", "failure": {"path": "template_id", "actual": "x"}}
     assert response.json()["verdicts"] == [
-        {"workflow": "a", "matched": True, "reason": "matched", "failure": None},
-        {"workflow": "b", "matched": False, "reason": "no", "failure": {"path": "template_id", "actual": "x"}},
+        {**matched, "changes": [], "checked": False, "note": None},
+        {**missed, "changes": [change], "checked": True, "note": None},
     ]
     view, workflow = fakes.catalog.matcher.asked[-1]
     assert (view["template_id"], view["data"], workflow) == ("x", {"n": 1}, None)
