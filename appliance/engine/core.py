@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from appliance.engine import blocks, signals
+from appliance.engine import blocks, shortcuts, signals
 from appliance.engine.state import (
     ACTIVE,
     CANCELLED,
@@ -63,6 +63,16 @@ def advance(workflow: Workflow, facts: Facts, state: RunState, given: Input, now
         return _retry(workflow, facts, state, now)
     if state.status in TERMINAL:
         return state, (Finish(),)
+    usual = None
+    if isinstance(given, ActionSucceeded):
+        usual = shortcuts.last_success(workflow, state, given, now)
+    elif isinstance(given, Started) and given.at is None:
+        usual = shortcuts.first_attempt(workflow, state, now)
+    return usual or take_turn(workflow, facts, state, given, now)
+
+
+def take_turn(workflow: Workflow, facts: Facts, state: RunState, given: Input, now: float) -> tuple[RunState, Commands]:
+    """:func:`advance` for whatever a run that is not over may be told."""
     turn = Turn(workflow, facts, state, now)
     match given:
         case ActionSucceeded():
@@ -81,6 +91,12 @@ def advance(workflow: Workflow, facts: Facts, state: RunState, given: Input, now
 
 def scope(workflow: Workflow, facts: Facts, state: RunState, key: str, now: float) -> dict[str, Any]:
     """What the parameters of the step with this key see, but for secrets; raises StepError."""
+    usual = shortcuts.names(facts, state, key)
+    return usual if usual is not None else scope_of_turn(workflow, facts, state, key, now)
+
+
+def scope_of_turn(workflow: Workflow, facts: Facts, state: RunState, key: str, now: float) -> dict[str, Any]:
+    """:func:`scope` for any step."""
     turn = Turn(workflow, facts, state, now)
     return turn.scope(turn.step(state.steps[key]), path_of(key))
 
