@@ -311,7 +311,10 @@ class Executor:
                 change.outcomes = [OutcomeRow(event.uid, HANDLED)]
 
         async def run(drive: Drive) -> DriveEnd:
-            return await self._drive(entry, drive, _first_input(drive), prepare)
+            given = _first_input(drive)
+            if drive.version and (waking := await self._wakings.submit(drive.run_id)) is not None:
+                given = Resumed(waking.signals)  # of an answer and a deadline the one that came first counts
+            return await self._drive(entry, drive, given, prepare)
 
         ends = [await run(drives[0])] if sole else await _together([run(drive) for drive in drives])
         delays = [end.delay_s for end in ends if isinstance(end, Backoff)]
