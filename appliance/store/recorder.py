@@ -33,6 +33,10 @@ from appliance.store.rows import Change
 FENCED_SQLSTATE = "AP001"
 """Raised by ``appliance_expect`` (migration 0001): a guarded write met fewer rows than it must."""
 _MAX_WAIT_S = 5.0
+_UNDONE = pe.DeadlockDetected | pe.SerializationFailure
+"""PostgreSQL has undone the transaction so that another can go on: it is there, and nothing of ours is."""
+_MOST_UNDONE = 20
+_Cursor = psycopg.AsyncCursor[Any]
 
 log = logging.getLogger("appliance.store.recorder")
 
@@ -83,26 +87,27 @@ class Recorder:
         _count(batch, answers)
         return answers
 
-    async def _commit(self, batch: list[Change]) -> list[BaseException | None]:
-        """Commit ``batch``; an answer for each change: None, Fenced, Refused or StoreUnavailable."""
-        unsure = False
+    async def _commit(self, batch: list[Change], *, unsure: bool = False) -> list[BaseException | None]:
+        """Commit ``batch``; an answer for each change: None, Fenced, Refused or StoreUnavailable.
+
+        ``unsure``: a transaction that these changes were part of may have been committed.
+        """
         failures = 0
         while True:
             invalid = [not change.valid() for change in batch]
             if any(invalid):
-                return await self._without(batch, invalid)
+                return await self._without(batch, invalid, unsure)
             try:
-                if unsure and any(change.runs or change.run_updates for change in batch):
-                    written = await self._written(batch)
-                    if any(written):
-                        return await self._without_written(batch, written)
-                await self._transact(batch)
+                if not (unsure and await self._is_written(batch)):
+                    await self._transact(batch)
             except Exception as error:
                 away = unavailable(error)
                 if away is None:
-                    return await self._refused(batch, error)
-                unsure = unsure or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+                    return await self._refused(batch, error, unsure)
                 failures += 1
+                if isinstance(error, _UNDONE) and failures < _MOST_UNDONE:
+                    continue  # two flushes met: PostgreSQL chose this one, the other has gone through by now
+                unsure = unsure or isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
                 if self._closing:
                     return [away] * len(batch)
                 await self._wait(away, failures)
@@ -130,7 +135,7 @@ class Recorder:
             alarm.cancel()
 
     async def _send(self, connection: Connection, batch: list[Change]) -> None:
-        going_on = {row.id: change for change in batch for row in change.run_updates if row.finished_at is None}
+        going_on = _going_on(batch)
         asked, version = connection.cursor(), connection.cursor()
         async with connection.pipeline():
             try:
@@ -141,7 +146,11 @@ class Recorder:
             except BaseException:
                 await connection.close()  # before the pipeline's Sync, which would commit what went out already
                 raise
-        for row in await asked.fetchall() if going_on else ():
+        await self._told(going_on, asked if going_on else None, version)
+
+    async def _told(self, going_on: dict[str, Change], asked: _Cursor | None, version: _Cursor) -> None:
+        """Hand on what a commit brings back: what people ask of the runs, and whether there are newer workflows."""
+        for row in await asked.fetchall() if asked is not None else ():
             going_on[str(row[0])].asked = str(row[1])
         if (found := await version.fetchone()) is not None:
             self.catalog_version = int(str(found[0]))
@@ -165,11 +174,12 @@ class Recorder:
             columns.append(len(rows))
         await cursor.execute(self._sql[name], columns)
 
-    async def _refused(self, batch: list[Change], error: Exception) -> list[BaseException | None]:
+    async def _refused(self, batch: list[Change], error: Exception, unsure: bool) -> list[BaseException | None]:
         """The transaction failed for good: find the changes at fault by halving."""
         if len(batch) > 1:
             middle = len(batch) // 2
-            return [*await self._commit(batch[:middle]), *await self._commit(batch[middle:])]
+            first = await self._commit(batch[:middle], unsure=unsure)
+            return [*first, *await self._commit(batch[middle:], unsure=unsure)]
         if isinstance(error, pe.UniqueViolation) or getattr(error, "sqlstate", None) == FENCED_SQLSTATE:
             METRICS.commits_fenced.inc()
             return [Fenced(f"somebody else has recorded this: {error}")]
@@ -178,29 +188,31 @@ class Recorder:
             return [Refused(f"PostgreSQL: {error}")]
         return [error]
 
-    async def _without(self, batch: list[Change], invalid: list[bool]) -> list[BaseException | None]:
+    async def _without(self, batch: list[Change], invalid: list[bool], unsure: bool) -> list[BaseException | None]:
         METRICS.commits_fenced.inc(sum(invalid))
         rest = [change for change, bad in zip(batch, invalid, strict=True) if not bad]
-        answers = iter(await self._commit(rest) if rest else [])
+        answers = iter(await self._commit(rest, unsure=unsure) if rest else [])
         return [LeaseLost("the lease was lost") if bad else next(answers) for bad in invalid]
 
-    async def _without_written(self, batch: list[Change], written: list[bool]) -> list[BaseException | None]:
-        """The lost reply belonged to a commit that succeeded (wholly: a batch is one transaction)."""
-        rest = [change for change, done in zip(batch, written, strict=True) if not done]
-        answers = iter(await self._commit(rest) if rest else [])
-        return [None if done else next(answers) for done in written]
+    async def _is_written(self, batch: list[Change]) -> bool:
+        """Whether the lost reply belonged to a commit that succeeded: the outcome is re-read, not guessed.
 
-    async def _written(self, batch: list[Change]) -> list[bool]:
-        """Which changes of runs stand in the database exactly as we wrote them: the outcome is re-read, not guessed."""
+        Wholly, for a batch is one transaction: one run that stands exactly as we wrote it is proof. Others may have
+        gone on meanwhile: runs that were called, say. A change without runs may be written twice.
+        """
+        rows = [row for change in batch for row in _run_rows(change)]
+        if not rows:
+            return False
         connection = await self._connected()
-        ids = [row.id for change in batch for row in _run_rows(change)]
-        cursor = await connection.execute(self._sql["written"], [ids])
+        cursor = await connection.execute(self._sql["written"], [[row.id for row in rows]])
         stands = {(row[0], row[1]): row[2] for row in await cursor.fetchall()}
-        return [
-            bool(change.runs or change.run_updates)
-            and all(_is_same_time(stands.get((row.id, row.version)), row.updated_at) for row in _run_rows(change))
-            for change in batch
-        ]
+        if not any(_is_same_time(stands.get((row.id, row.version)), row.updated_at) for row in rows):
+            return False
+        going_on = _going_on(batch)
+        asked = await connection.execute(self._sql["asked"], [list(going_on)])
+        version = await connection.execute(self._sql["catalog_version"])
+        await self._told(going_on, asked, version)
+        return True
 
     async def _wait(self, away: StoreUnavailable, failures: int) -> None:
         if self.healthy:
@@ -244,6 +256,11 @@ def _hang_up(connection: Connection) -> None:
     if not connection.closed:
         with socket.socket(fileno=os.dup(connection.fileno())) as end:
             end.shutdown(socket.SHUT_RDWR)
+
+
+def _going_on(batch: list[Change]) -> dict[str, Change]:
+    """The changes of runs that go on behind them, by run."""
+    return {row.id: change for change in batch for row in change.run_updates if row.finished_at is None}
 
 
 def _run_rows(change: Change) -> Iterable[Any]:

@@ -11,6 +11,7 @@ import orjson
 
 from appliance.engine.snapshot import unpack
 from appliance.engine.state import RunState, Signal, StepState, step_of
+from appliance.errors import StoreUnavailable
 from appliance.events import Event, format_time
 from appliance.identifiers import milliseconds_of, range_start
 from appliance.store.pool import Connection, Pool, checked_out
@@ -18,6 +19,9 @@ from appliance.store.queries import named
 
 MOST_SIGNALS = 500
 """What came in for one run and is loaded with it at once."""
+
+_DEADLOCK = "40P01"
+_TRIES = 5
 
 Delivered = Mapping[tuple[str, str], str | None]
 
@@ -124,8 +128,7 @@ class Runs:
 
     async def correlate(self, uid: str, digests: Sequence[str]) -> bool:
         """Tell those who listen for an event; whether anybody was told now. Durable; nobody is told twice."""
-        async with checked_out(self._pool) as connection:
-            return bool((await _rows(connection, "correlate", [uid] * len(digests), list(digests)))[0][0])
+        return bool(await self._tell("correlate", [uid] * len(digests), list(digests)))
 
     async def is_listened_for(self, uid: str, digests: Sequence[str]) -> bool:
         """Whether a run that listens now was told of the event."""
@@ -134,8 +137,19 @@ class Runs:
 
     async def look_back(self, run_id: str) -> int:
         """Tell a run of the events that it listens for and that came before it did; returns how many are new to it."""
-        async with checked_out(self._pool) as connection:
-            return int((await _rows(connection, "look_back", run_id))[0][0])
+        return await self._tell("look_back", run_id)
+
+    async def _tell(self, name: str, *values: Any) -> int:
+        """Again if PostgreSQL undid it, because a commit for some of the same runs was in the way."""
+        tries = 0
+        while True:
+            try:
+                async with checked_out(self._pool) as connection:
+                    return int((await _rows(connection, name, *values))[0][0])
+            except StoreUnavailable as error:
+                tries += 1
+                if getattr(error.__cause__, "sqlstate", None) != _DEADLOCK or tries == _TRIES:
+                    raise
 
     async def machine(self, workflow_id: int, business_key: str) -> str | None:
         """The live state machine of a business key."""

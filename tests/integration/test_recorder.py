@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from psycopg.conninfo import conninfo_to_dict
 
-from appliance.errors import Fenced
+from appliance.errors import Fenced, LeaseLost
 from appliance.identifiers import run_id_for, uuid7
 from appliance.settings import StoreSettings
 from appliance.store.pool import Connection, open_connection
@@ -165,6 +165,85 @@ async def test_a_lost_reply_to_a_commit_is_re_read_and_not_guessed(database_url:
         await asyncio.wait_for(recording, 20)
         await recorder.close()
     assert await rows(db, "SELECT count(*) FROM runs") == [(2,)]
+
+
+async def test_a_called_run_that_went_on_meanwhile_does_not_deny_the_commit(database_url: str, db: Connection) -> None:
+    """The commit whose reply was lost made a run that another replica has begun by now."""
+    async with Proxy.to_url(database_url) as proxy:
+        recorder = Recorder(lambda: open_connection(proxy.url, StoreSettings()), batch=500)
+        await recorder.record(whole(uuid7()))
+        uid, child = uuid7(), uuid7()
+        change = whole(uid)
+        change.runs = [*change.runs, run_row(child, uid)]
+        proxy.mode = Mode.DROP_REPLY
+        recording = asyncio.create_task(recorder.record(change))
+        await wait_until(lambda: rows(db, f"SELECT 1 FROM runs WHERE id = '{child}'"), "the commit")  # noqa: S608
+        await db.execute(f"UPDATE runs SET version = 2, updated_at = now() WHERE id = '{child}'".encode())  # noqa: S608
+        proxy.mode = Mode.PASS
+        await proxy.cut()
+        await asyncio.wait_for(recording, 20)
+        await recorder.close()
+
+
+async def test_a_lost_reply_is_not_forgotten_when_a_lease_of_the_batch_is_lost(
+    database_url: str, db: Connection
+) -> None:
+    async with Proxy.to_url(database_url) as proxy:
+        recorder = Recorder(lambda: open_connection(proxy.url, StoreSettings()), batch=500)
+        await recorder.record(whole(uuid7()))
+        uid = uuid7()
+        loser, winner = whole(uuid7()), whole(uid)
+        proxy.mode = Mode.DROP_REPLY
+        both = asyncio.gather(*(recorder.record(change) for change in (loser, winner)), return_exceptions=True)
+        await wait_until(lambda: rows(db, f"SELECT 1 FROM runs WHERE event_uid = '{uid}'"), "the commit")  # noqa: S608
+        loser.valid = lambda: False
+        await db.execute(f"UPDATE runs SET asked = 'pause' WHERE event_uid = '{uid}'".encode())  # noqa: S608
+        proxy.mode = Mode.PASS
+        await proxy.cut()
+        lost, kept = await asyncio.wait_for(both, 20)
+        assert isinstance(lost, LeaseLost)
+        assert kept is None
+        await recorder.close()
+
+
+async def test_what_a_lost_reply_would_have_told_is_read_again(database_url: str, db: Connection) -> None:
+    """What a person asks of the run, and that there are newer workflows."""
+    async with Proxy.to_url(database_url) as proxy:
+        recorder = Recorder(lambda: open_connection(proxy.url, StoreSettings()), batch=500)
+        uid = uuid7()
+        run_id = run_id_for(uid, "w")
+        await recorder.record(whole(uid))
+        await db.execute(b"UPDATE runs SET asked = 'pause'")
+        await db.execute(b"UPDATE catalog_version SET version = 77")
+        change = Change(run_updates=[RunUpdate(run_id, "running", 2, None, time.time(), None, None)])
+        proxy.mode = Mode.DROP_REPLY
+        recording = asyncio.create_task(recorder.record(change))
+        await wait_until(lambda: rows(db, "SELECT 1 FROM runs WHERE version = 2"), "the commit")
+        proxy.mode = Mode.PASS
+        await proxy.cut()
+        await asyncio.wait_for(recording, 20)
+        await recorder.close()
+    assert (change.asked, recorder.catalog_version) == ("pause", 77)
+
+
+async def test_two_flushes_that_are_in_each_others_way_are_no_outage(
+    recorder: Recorder, db: Connection, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = sorted(run_id_for(uuid7(), "w") for _ in range(2))
+    now = time.time()
+    await recorder.record(Change(runs=[run_row(first, uuid7()), run_row(second, uuid7())]))
+    update = [RunUpdate(run_id, "waiting", 2, None, now, None, None) for run_id in (first, second)]
+    other = await open_connection(database_url, StoreSettings())
+    await other.execute(b"BEGIN")
+    await other.execute(f"UPDATE runs SET error = 'x' WHERE id = '{second}'".encode())  # noqa: S608
+    recording = asyncio.create_task(recorder.record(Change(run_updates=update)))
+    await wait_until(lambda: rows(db, "SELECT 1 FROM pg_locks WHERE NOT granted"), "the flush to wait")
+    await other.execute(f"UPDATE runs SET error = 'x' WHERE id = '{first}'".encode())  # noqa: S608
+    await other.execute(b"COMMIT")
+    await other.close()
+    await asyncio.wait_for(recording, 20)
+    assert await rows(db, "SELECT version FROM runs") == [(2,), (2,)]
+    assert "commits are not possible" not in caplog.text
 
 
 async def test_a_black_holed_connection_is_given_up(database_url: str, db: Connection) -> None:
