@@ -10,13 +10,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from appliance.engine.listeners import Listeners, shape_from, shapes_of
+from appliance.engine.listeners import Listeners, Shape, shape_from, shapes_of
 from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
 from appliance.observe.metrics import METRICS
 from appliance.plugin import Action
@@ -219,8 +219,10 @@ class Catalog:
                 known[stored.id] = await asyncio.to_thread(_compiled, stored)
             except DefinitionError as error:
                 log.error("revision %s can't be used any more:\n%s", stored.id, error)
+        listeners = Listeners(_shapes(await self._store.listeners()))
+        # From here on nothing is waited for: an event meets either the old rules and listeners or the new ones.
         self._install(rows, known)
-        self.listeners = Listeners(shape_from(orjson.loads(shape)) for shape in await self._store.listeners())
+        self.listeners = listeners
         self._version = version
         self._fresh.clear()
 
@@ -242,6 +244,18 @@ def _definition(workflow: Workflow, origin: str, file: str | None, source: str |
     definition = orjson.dumps(workflow.definition, option=orjson.OPT_SORT_KEYS).decode()
     listeners = tuple((shape.digest, shape.to_json()) for shape in shapes_of(workflow))
     return NewDefinition(workflow.name, origin, file, workflow.enabled, workflow.digest, definition, source, listeners)
+
+
+def _shapes(stored: Iterable[str]) -> Iterator[Shape]:
+    """What runs may listen for. What a later release has put there is left to it, and to its runs."""
+    for text in stored:
+        try:
+            shape = shape_from(orjson.loads(text))
+            Listeners([shape])
+        except (ValueError, TypeError, DefinitionError) as error:
+            log.error("a listener can't be read, nobody is told of its events here: %s: %s", text, error)
+        else:
+            yield shape
 
 
 def _compiled(stored: StoredRevision) -> Revision:

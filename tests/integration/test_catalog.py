@@ -249,6 +249,40 @@ async def test_the_loop_takes_over_changes_and_outlives_an_outage(
         await loop
 
 
+async def test_rules_and_listeners_are_replaced_together(
+    replica: Replica, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event must not start a run by new rules and be kept from those who wait for it by old listeners."""
+    await replica.catalog.load()
+    asked, go = asyncio.Event(), asyncio.Event()
+    plain = DefinitionStore.listeners
+
+    async def slowly(self: DefinitionStore) -> list[str]:
+        asked.set()
+        await go.wait()
+        return await plain(self)
+
+    monkeypatch.setattr(DefinitionStore, "listeners", slowly)
+    wait = {"id": "w", "wait": {"event": "paid"}, "forever": True}
+    putting = asyncio.create_task(replica.catalog.put({"name": "one", "trigger": {"event": "t"}, "steps": [wait]}))
+    await asked.wait()
+    assert (bool(replica.matching()), replica.catalog.listeners.wants("paid")) == (False, False)
+    go.set()
+    await putting
+    assert (bool(replica.matching()), replica.catalog.listeners.wants("paid")) == (True, True)
+
+
+async def test_a_listener_of_a_later_release_is_left_out(replica: Replica, pool: Pool) -> None:
+    await replica.catalog.load()
+    shapes = ['["paid"]', '[["a"],[],"m","{{ event.data.key | nothing_known }}"]', '{"kind":"new"}', "7"]
+    async with pool.connection() as connection:
+        for number, shape in enumerate(shapes):
+            await connection.execute("INSERT INTO listeners VALUES (md5(%s)::uuid, %s::json)", (str(number), shape))
+    await replica.catalog.put({**definition(), "steps": [{"id": "w", "wait": {"event": "paid"}, "forever": True}]})
+    assert replica.catalog.listeners.wants("paid")
+    assert not replica.catalog.listeners.wants("a")
+
+
 async def test_put_refuses(replica: Replica) -> None:
     replica.write("a.yaml", yaml())
     await replica.catalog.load()
