@@ -193,11 +193,19 @@ async def _delete(
 
 
 async def _has_unfinished(conn: psycopg.AsyncConnection[Any], low: str, high: str) -> bool:
-    question = sql.SQL("SELECT EXISTS (SELECT FROM runs WHERE id >= %s AND id < %s AND status = ANY(%s::run_status[]))")
-    return await _is_true(conn, question, (low, high, list(_UNFINISHED)))
+    """Whether a run of this time is unfinished, or one that was begun later for an event of this time."""
+    question = sql.SQL(
+        "SELECT EXISTS (SELECT FROM runs WHERE id >= %(low)s AND id < %(high)s"
+        " AND status = ANY(%(open)s::run_status[]))"
+        " OR EXISTS (SELECT FROM runs WHERE origin IS NOT NULL AND event_uid >= %(low)s AND event_uid < %(high)s"
+        " AND status = ANY(%(open)s::run_status[]))"
+    )
+    return await _is_true(conn, question, {"low": low, "high": high, "open": list(_UNFINISHED)})
 
 
-async def _is_true(conn: psycopg.AsyncConnection[Any], question: sql.SQL | sql.Composed, values: Sequence[Any]) -> bool:
+async def _is_true(
+    conn: psycopg.AsyncConnection[Any], question: sql.SQL | sql.Composed, values: Sequence[Any] | Mapping[str, Any]
+) -> bool:
     row = await (await conn.execute(question, values)).fetchone()
     return row is not None and bool(row[0])
 

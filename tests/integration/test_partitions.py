@@ -127,6 +127,24 @@ async def test_keeps_what_an_unfinished_run_needs(conn: Connection, status: str)
     assert await counts(conn, *KEYS, "deliveries") == [0] * (len(KEYS) + 1)
 
 
+async def test_keeps_the_event_of_a_run_that_was_begun_later(conn: Connection) -> None:
+    """A rerun or a replay has an id of its own time; without its event it could never be woken."""
+    await ensure(conn, WEEK, NOW, ahead=0)
+    await add_history(conn, NOW)
+    later = NOW + timedelta(days=60)
+    rerun = uuid7(int(later.timestamp() * 1000))
+    await conn.execute(
+        "INSERT INTO runs (id, event_uid, workflow_id, revision_id, status, version, started_at, updated_at, priority, "
+        "origin) SELECT %s, event_uid, 1, 1, 'waiting', 1, %s, %s, 'normal', 'rerun' FROM runs",
+        (rerun, later, later),
+    )
+    await drop_expired(conn, timedelta(days=30), later)
+    assert await counts(conn, "events") == [1]
+    await conn.execute("UPDATE runs SET status = 'succeeded' WHERE id = %s", (rerun,))
+    await drop_expired(conn, timedelta(days=30), later)
+    assert await counts(conn, "events") == [0]
+
+
 async def test_deletes_what_is_old_outside_the_partitions(conn: Connection) -> None:
     old, young = NOW - timedelta(days=40), NOW - timedelta(days=20)
     await add_history(conn, old)  # no partition: the default one
