@@ -46,7 +46,8 @@ cov: setup  ## all tests, with branch coverage
 bench: setup  ## throughput and latency against bare loops on this machine
 	$(BIN)/python -m tests.bench
 
-chaos: setup  ## the long form: 200 seeded kills (CHAOS_SEED=n repeats a run)
+chaos: setup  ## the long form: 5000 simulated worlds, 200 seeded kills (SIMULATION_SEED=n, CHAOS_SEED=n repeat one)
+	SIMULATION_CASES=$${SIMULATION_CASES:-5000} $(BIN)/pytest --timeout 3600 tests/unit/engine/test_simulation.py $(ARGS)
 	CHAOS_KILLS=$${CHAOS_KILLS:-200} $(BIN)/pytest --timeout 3600 tests/chaos $(ARGS)
 
 docs: setup  ## write the pages that are made from declarations
