@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from appliance import faultpoints
+from appliance.engine import storable
 from appliance.engine.actions import ActionRunner, DeliveryRecord, Failed, Succeeded
 from appliance.engine.changes import (
     CANCEL,
@@ -28,6 +29,7 @@ from appliance.engine.changes import (
     change_of,
 )
 from appliance.engine.core import advance, postponed, scope
+from appliance.engine.redaction import Redaction
 from appliance.engine.state import (
     FAILED,
     RETRYING,
@@ -103,6 +105,7 @@ class Driver:
         self._recorder = recorder
         self._definitions = definitions
         self._secrets = secrets
+        self._redaction = Redaction(secrets.values())
         self._park_after_s = park_after_s
         self._may_hold = may_hold
         self._on_timer = on_timer
@@ -277,7 +280,8 @@ class Driver:
         try:
             params = self._params(drive, step, command, began)
         except (TemplateError, StepError) as error:
-            return self._failed(drive, command, Failed(str(error), False, "invalid-params"), began)
+            why = self._redaction.text(storable.text(str(error)))  # it may name a key that was looked up
+            return self._failed(drive, command, Failed(why, False, "invalid-params"), began)
         faultpoints.hit("before_action")
         clock_began = time.monotonic()
         result = await self._actions.run(

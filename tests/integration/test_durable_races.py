@@ -325,3 +325,18 @@ async def test_a_rerun_that_failed_is_retried_at_the_step_that_failed(world: Wor
     await world.until("failed", "succeeded")
     assert world.heart.calls["b"] == [1, 1, 1]
     assert world.heart.calls["c"] == [1]
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+async def test_parameters_that_can_not_be_made_do_not_tell_the_secret(heart: Heart, db: Connection) -> None:
+    await heart.replica(secrets={"token": "hunter2hunter2"})
+    world = World(heart, db)
+    await world.put({"name": "w", "steps": [{**told("a"), "with": {"how": "{{ event.data[secrets.token] }}"}}]})
+    await world.event("t", {"x": 1})
+    await world.until("failed")
+    ((error,),) = await rows(db, "SELECT error FROM steps")
+    assert "[secret]" in error
+    for table in ("steps", "runs", "attempts", "dead_letters"):
+        assert not await rows(db, f"SELECT 1 FROM {table} WHERE error LIKE '%hunter2%'")  # noqa: S608
