@@ -314,6 +314,7 @@ class Executor:
             given = _first_input(drive)
             if drive.version and (waking := await self._wakings.submit(drive.run_id)) is not None:
                 given = Resumed(waking.signals)  # of an answer and a deadline the one that came first counts
+                drive.more_signals = len(waking.signals) >= MOST_SIGNALS
             return await self._drive(entry, drive, given, prepare)
 
         ends = [await run(drives[0])] if sole else await _together([run(drive) for drive in drives])
