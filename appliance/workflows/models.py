@@ -471,3 +471,6 @@ class WorkflowModel(Model):
     on_error: Annotated[list[StepModel], Field(min_length=1)] | None = Field(
         None, description="Steps to run when the run fails, after what was done is undone."
     )
+    editor: dict[str, Any] | None = Field(
+        None, description="What a visual editor keeps beside the steps (a React Flow graph); it has no effect."
+    )

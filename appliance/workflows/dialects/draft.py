@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from appliance.errors import Problem
 from appliance.workflows.graph import RESERVED, hint
 
 Object = dict[str, Any]
+_Part = TypeVar("_Part")
 _ID_LENGTH = 56
 """Of a step's 64 characters; the rest is for a number behind it."""
 
@@ -47,7 +48,7 @@ class Draft:
         self.problems: list[Problem] = []
         self.prefix = prefix
         """Where the definition stands in its document: ``definition.``, mostly nowhere."""
-        self._origins: dict[tuple[int, str], str] = {}
+        self._origins: dict[int, dict[str, str]] = {}
         self._kept: list[Any] = []
         self._ids: dict[str, str] = {}
 
@@ -64,13 +65,18 @@ class Draft:
             if name not in names:
                 self.complain(f"unknown key {name!r}{hint(name, names)}", f"{key}.{name}".lstrip("."), _listed(names))
 
-    def at(self, part: Any, key: str, **inner: str) -> Any:
+    def at(self, part: _Part, key: str, **inner: str) -> _Part:
         """Note that ``part`` (an object or a list) was written at ``key``, and its members at ``inner``; returns it."""
         self._kept.append(part)  # so that no other object gets its identity
-        self._origins[id(part), ""] = key
-        for name, place in inner.items():
-            self._origins[id(part), name] = place
+        self._origins.setdefault(id(part), {}).update({"": key, **inner})
         return part
+
+    def joined(self, part: Object, other: Object, key: str, **inner: str) -> Object:
+        """``part`` with the members of ``other``, which keep their places, written at ``key``."""
+        whole = part | other
+        self.at(whole, key, **{name: place for name, place in self._origins.get(id(other), {}).items() if name})
+        self.at(whole, key, **inner)
+        return whole
 
     def step_id(self, name: str) -> str:
         """The id of the step that the source calls ``name``: the same for the same name, and no other's."""
@@ -95,16 +101,17 @@ class Draft:
         return Translation(native, dialect, dict(self._places(native, "")))
 
     def _places(self, part: Any, key: str) -> Iterator[tuple[str, str]]:
-        if (origin := self._origins.get((id(part), ""))) is not None and key:
-            yield key, origin
+        origins = self._origins.get(id(part), {})
+        if key and "" in origins:
+            yield key, origins[""]
         members: Iterable[tuple[str, str, Any]] = ()
         if isinstance(part, dict):
             members = ((name, f"{key}.{name}" if key else name, value) for name, value in part.items())
         elif isinstance(part, list):
             members = ((str(index), f"{key}[{index}]", value) for index, value in enumerate(part))
         for name, inner, value in members:
-            if (origin := self._origins.get((id(part), name))) is not None:
-                yield inner, origin
+            if name and name in origins:
+                yield inner, origins[name]
             yield from self._places(value, inner)
 
 

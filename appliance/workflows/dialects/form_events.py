@@ -6,98 +6,98 @@
         {"id": …, "name": …, "type": "auto_action", "transitions": [{"to": …, "condition": …}],
          "actions": [{"type": …, "config": {"to_path": "data.email", "subject": "Hello {name}"}}]}]}}
 
-Its texts have ``{name}`` placeholders, looked up among the event's attributes and then in its data (a dotted name: from
-the event); what isn't there stays as it is written. A parameter ``x_path`` is the path of the value of ``x``; beside an
-``x`` it comes first. Each action of a step becomes a step (``step``, ``step_2`` …). A transition without a condition
-becomes ``next``, one with a condition a pause of no length with ``if`` and ``next``.
+Its texts have ``{name}`` placeholders. A parameter ``x_path`` is the path of the value of ``x``; beside an ``x`` it
+comes first. Each action of a step becomes a step (``step``, ``step_2`` …), and so does the question of a
+``human_task``, behind its actions. A transition without a condition becomes ``next``, one with a condition a pause of
+no length with ``if`` and ``next``.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from appliance.errors import DefinitionError, Problem
+from appliance.errors import DefinitionError
+from appliance.workflows.dialects.actions import Given, length, texts, translate_action
+from appliance.workflows.dialects.draft import Draft, Object, Translation, plain_id
+from appliance.workflows.dialects.heads import body_of, head
+from appliance.workflows.dialects.texts import braces, lookup, quoted
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+NAME = "a form system's workflow"
+MARKS = "trigger with type and conditions, initial_step_id, steps with actions and transitions"
 _TARGETS = ("to", "next", "target", "next_step_id", "to_step_id", "step_id")
 _CONDITIONS = ("condition", "conditions", "when")
-_IGNORED = frozenset({"id", "org_id", "version", "status", "created_at", "updated_at", "created_by"})
-_Object = dict[str, Any]
+_TYPES = ("auto_action", "human_task")
+_STEP = ("id", "name", "description", "type", "actions", "transitions")
+_TASK = ("assignee", "assignee_path", "group", "form", "timeout")
 
 
-def recognises(document: _Object) -> bool:
+def recognises(document: Object) -> bool:
     """Whether ``document`` is in this dialect."""
-    definition = document.get("definition", document)
-    return isinstance(definition, dict) and (
-        "initial_step_id" in definition
-        or (isinstance(trigger := definition.get("trigger"), dict) and "type" in trigger and "event" not in trigger)
-    )
+    definition, _ = body_of(document)
+    trigger = definition.get("trigger")
+    typed = isinstance(trigger, dict) and "type" in trigger and not trigger.keys() & {"event", "event_type", "schedule"}
+    return "initial_step_id" in definition or (typed and "steps" in definition and _is_known(definition["steps"]))
 
 
-def translate(document: _Object) -> _Object:
+def translate(document: Object) -> Translation:
     """The workflow in our own language; raises DefinitionError."""
-    definition = document.get("definition", document)
-    outer = {key: value for key, value in document.items() if key != "definition"} if definition is not document else {}
-    native: _Object = {"name": document.get("name", definition.get("name"))}
-    for key in ("description", "priority", "enabled"):
-        if document.get(key, definition.get(key)) is not None:
-            native[key] = document.get(key, definition.get(key))
-    active = document.get("is_active", document.get("active"))
-    if isinstance(active, bool):
-        native["enabled"] = active
-    known = {"name", "description", "priority", "enabled", "is_active", "active"} | _IGNORED
-    problems = [Problem(f"unknown key {key!r}", key) for key in outer if key not in known]
-    native["trigger"] = _trigger(definition.get("trigger"), problems)
-    native["steps"] = _Steps(definition, problems).translated()
-    if problems:
-        raise DefinitionError(*problems)
-    return native
+    definition, prefix = body_of(document)
+    draft = Draft(prefix)
+    native = head(document, draft, ("trigger", "initial_step_id", "steps"))
+    native["trigger"] = _trigger(definition.get("trigger"), draft)
+    native["steps"] = _Steps(definition, draft).translated()
+    if draft.problems:
+        raise DefinitionError(*draft.problems)
+    return draft.done(native, NAME)
 
 
-def _trigger(trigger: Any, problems: list[Problem]) -> _Object:
+def _is_known(steps: Any) -> bool:
+    """Whether no step says otherwise: a form system's steps have no ``config`` of their own."""
+    return not isinstance(steps, list) or not any(isinstance(step, dict) and "config" in step for step in steps)
+
+
+def _trigger(trigger: Any, draft: Draft) -> Object:
+    key = f"{draft.prefix}trigger"
     if not isinstance(trigger, dict) or not isinstance(trigger.get("type"), str):
-        problems.append(Problem("no trigger", "definition.trigger", expected='{"type": …, "conditions": …}'))
+        draft.complain("no trigger", key, '{"type": …, "conditions": …}')
         return {}
+    draft.refuse_unknown(trigger, key, ("type", "conditions"))
     native = {"event": trigger["type"]}
-    conditions = trigger.get("conditions")
-    if conditions:
-        native["when"] = conditions
-    problems += [
-        Problem(f"unknown key {key!r}", f"definition.trigger.{key}", expected="type and conditions")
-        for key in trigger
-        if key not in ("type", "conditions")
-    ]
-    return native
+    if trigger.get("conditions"):
+        native["when"] = trigger["conditions"]
+    return draft.at(native, key, event=f"{key}.type", when=f"{key}.conditions")
 
 
 class _Steps:
     """The translation of one definition's steps."""
 
-    def __init__(self, definition: _Object, problems: list[Problem]) -> None:
-        self._problems = problems
-        self._steps: dict[str, _Object] = {}
+    def __init__(self, definition: Object, draft: Draft) -> None:
+        self._draft = draft
+        self._steps: dict[str, Object] = {}
+        self._keys: dict[str, str] = {}
         self._initial = definition.get("initial_step_id")
         steps = definition.get("steps")
         for index, step in enumerate(steps if isinstance(steps, list) else []):
+            key = f"{draft.prefix}steps[{index}]"
             if not isinstance(step, dict) or not isinstance(step.get("id"), str | int):
-                problems.append(Problem("a step without an id", f"definition.steps[{index}]"))
+                draft.complain("a step without an id", key)
             elif str(step["id"]) in self._steps:
-                problems.append(Problem(f"{step['id']!r} appears twice", f"definition.steps[{index}].id"))
+                draft.complain(f"{step['id']!r} appears twice", f"{key}.id")
             else:
                 self._steps[str(step["id"])] = step
+                self._keys[str(step["id"])] = key
         if not self._steps:
-            problems.append(Problem("no steps", "definition.steps", expected="a list of steps"))
+            draft.complain("no steps", f"{draft.prefix}steps", "a list of steps")
 
-    def translated(self) -> list[_Object]:
+    def translated(self) -> list[Object]:
         """All steps that can be reached, each before those that it leads to."""
-        if self._problems or not self._steps:
+        if self._draft.problems or not self._steps:
             return []
         first = str(self._initial) if self._initial is not None else next(iter(self._steps))
         if first not in self._steps:
-            self._problems.append(Problem(f"there is no step {first!r}", "definition.initial_step_id"))
+            self._draft.complain(f"there is no step {first!r}", f"{self._draft.prefix}initial_step_id")
             return []
-        native: list[_Object] = []
+        native: list[Object] = []
         for name in self._ordered(first):
             native += self._step(name)
         return native
@@ -109,7 +109,9 @@ class _Steps:
 
         def visit(name: str) -> None:
             if name in open_:
-                self._problems.append(Problem("loops aren't supported", f"{self._key(name)}.transitions"))
+                way = " → ".join([*open_[open_.index(name) :], name])
+                expected = "a way forward: a workflow with states may go back"
+                self._draft.complain(f"loops aren't supported: {way}", f"{self._keys[name]}.transitions", expected)
             elif name not in done:
                 open_.append(name)
                 for target, _ in reversed(self._transitions(name)):
@@ -124,107 +126,100 @@ class _Steps:
         """(target, condition) of each transition."""
         found = []
         transitions = self._steps[name].get("transitions") or []
+        expected = '{"to": step, "condition": …}'
         for index, transition in enumerate(transitions if isinstance(transitions, list) else [transitions]):
-            key = f"{self._key(name)}.transitions[{index}]"
+            key = f"{self._keys[name]}.transitions[{index}]"
             if isinstance(transition, str):
                 transition = {"to": transition}
             if not isinstance(transition, dict):
-                self._complain("not a transition", key, '{"to": step, "condition": …}')
+                self._draft.complain("not a transition", key, expected)
                 continue
+            self._draft.refuse_unknown(transition, key, (*_TARGETS, *_CONDITIONS))
             target = next((str(transition[word]) for word in _TARGETS if transition.get(word) is not None), "")
             if target not in self._steps:
-                self._complain(f"there is no step {target!r}", key, '{"to": step, "condition": …}')
+                self._draft.complain(f"there is no step {target!r}", key, expected)
                 continue
             found.append((target, next((transition[word] for word in _CONDITIONS if transition.get(word)), None)))
         return found
 
-    def _step(self, name: str) -> list[_Object]:
-        step, key = self._steps[name], self._key(name)
-        if step.get("type", "auto_action") != "auto_action":
-            self._complain(f"steps of type {step['type']!r} aren't available", f"{key}.type", "auto_action")
+    def _step(self, name: str) -> list[Object]:
+        step, key = self._steps[name], self._keys[name]
+        type_ = step.get("type", "auto_action")
+        if type_ not in _TYPES:
+            self._draft.complain(f"steps of type {type_!r} aren't available", f"{key}.type", " or ".join(_TYPES))
             return []
-        native: list[_Object] = []
+        self._draft.refuse_unknown(step, key, _STEP if type_ == "auto_action" else (*_STEP, *_TASK))
+        native: list[Object] = []
         actions = step.get("actions") or []
         for index, action in enumerate(actions if isinstance(actions, list) else [actions]):
+            inner = f"{key}.actions[{index}]"
             if not isinstance(action, dict) or not isinstance(action.get("type"), str):
-                self._complain("not an action", f"{key}.actions[{index}]", '{"type": …, "config": {…}}')
+                self._draft.complain("not an action", inner, '{"type": …, "config": {…}}')
                 continue
-            one: _Object = {"id": _id(name, len(native)), "action": action["type"]}
-            if config := _config(action.get("config") or {}):
-                one["with"] = config
-            native.append(one)
+            self._draft.refuse_unknown(action, inner, ("type", "config", "name"))
+            native.append(self._placed(name, native, self._action(action, inner), inner))
+        if type_ == "human_task":
+            native.append(self._placed(name, native, self._task(step, key), key))
         transitions = self._transitions(name)
         if not native or (transitions and transitions[0][1] is not None):
-            native.append({"id": _id(name, len(native)), "delay": 0})
+            native.append(self._placed(name, native, {"delay": 0}, key))
         return self._leave(name, native, transitions)
 
-    def _leave(self, name: str, native: list[_Object], transitions: list[tuple[str, Any]]) -> list[_Object]:
+    def _placed(self, name: str, before: list[Object], kind: Object, key: str) -> Object:
+        """The next of the steps that a step of the source becomes."""
+        own = self._draft.step_id(name) if not before else self._draft.fresh_id(_numbered(name, len(before)))
+        return self._draft.joined({"id": own}, kind, key, id=f"{self._keys[name]}.id")
+
+    def _action(self, action: Object, key: str) -> Object:
+        config = action.get("config") or {}
+        if not isinstance(config, dict):
+            self._draft.complain("not an object", f"{key}.config", "the action's parameters")
+            return {}
+        values, places = _config(config, f"{key}.config")
+        given = Given(action["type"], f"{key}.type", values, f"{key}.config", places)
+        return translate_action(given, self._draft, lambda text, _: text)
+
+    def _task(self, step: Object, key: str) -> Object:
+        """The question: its title is the step's name."""
+        asked = {word: step[word] for word in (*_TASK, "description") if step.get(word) is not None}
+        deadline = asked.pop("timeout", None)
+        values, places = _config({name: value for name, value in asked.items() if name != "form"}, key)
+        values = {"title": braces(str(step.get("name") or step["id"])), **values}
+        if "form" in asked:
+            values["form"] = asked["form"]
+        native: Object = {"human_task": self._draft.at(values, key, title=f"{key}.name", **places)}
+        if deadline is not None:
+            native["deadline"] = {"after": length(deadline, f"{key}.timeout", self._draft)}
+        return native
+
+    def _leave(self, name: str, native: list[Object], transitions: list[tuple[str, Any]]) -> list[Object]:
         """Make the last of ``native`` lead where the transitions say."""
-        for target, condition in transitions:
+        key = f"{self._keys[name]}.transitions"
+        for index, (target, condition) in enumerate(transitions):
             if condition is None:
-                native[-1]["next"] = _id(target, 0)
+                native[-1]["next"] = self._draft.step_id(target)
                 return native
-            native[-1] |= {"if": condition, "next": _id(target, 0)}
-            native.append({"id": _id(name, len(native)), "delay": 0})
+            native[-1] |= {"if": condition, "next": self._draft.step_id(target)}
+            self._draft.at(native[-1], self._keys[name], **{"if": f"{key}[{index}]", "next": f"{key}[{index}]"})
+            native.append(self._placed(name, native, {"delay": 0}, self._keys[name]))
         native[-1]["next"] = "end"
         return native
 
-    def _key(self, name: str) -> str:
-        return f"definition.steps[{[*self._steps].index(name)}]"
 
-    def _complain(self, message: str, key: str, expected: str) -> None:
-        problem = Problem(message, key, expected=expected)
-        if problem not in self._problems:
-            self._problems.append(problem)
+def _numbered(name: str, index: int) -> str:
+    return f"{plain_id(name)}_{index + 1}"
 
 
-def _id(name: str, index: int) -> str:
-    own = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:56]
-    own = own if own[:1].isalpha() or own[:1] == "_" else f"step_{own}"
-    if own in ("end", "continue"):
-        own += "_step"
-    return own if index == 0 else f"{own}_{index + 1}"
-
-
-def _config(config: Any) -> Any:
-    """Parameters, with their placeholders and paths as templates."""
-    if isinstance(config, list):
-        return [_config(item) for item in config]
-    if isinstance(config, str):
-        return _text(config)
-    if not isinstance(config, dict):
-        return config
-    native = {}
-    for key, value in config.items():
-        name = key.removesuffix("_path")
-        if name != key and isinstance(value, str):
-            otherwise = config.get(name)
-            native[name] = "{{ " + _lookup(value) + (f"|default({_quoted(otherwise)})" if otherwise else "") + " }}"
-        elif f"{key}_path" not in config:
-            native[key] = _config(value)
-    return native
-
-
-def _text(text: str) -> str:
-    """``Hello {name}`` as a template; braces that are no placeholder stay braces."""
-    native, end = "", 0
-    for found in _PLACEHOLDER.finditer(text):
-        native += _literal(text[end : found.start()])
-        name, end = found[1], found.end()
-        tries = [_lookup(name), *([_lookup(f"data.{name}")] if "." not in name else []), _quoted(found[0])]
-        native += "{{ " + tries[0] + "".join(f"|default({other})" for other in tries[1:]) + " ~ '' }}"
-    return native + _literal(text[end:])
-
-
-def _literal(text: str) -> str:
-    # At its end, too: a placeholder may follow.
-    return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
-
-
-def _lookup(path: str) -> str:
-    parts = path.removeprefix("event.").split(".")
-    return "event" + "".join(f"[{part}]" if part.isdecimal() else f"[{_quoted(part)}]" for part in parts)
-
-
-def _quoted(text: Any) -> str:
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _config(config: Object, key: str) -> tuple[Object, dict[str, str]]:
+    """Parameters, with their placeholders and paths as templates, and where each stands."""
+    native: Object = {}
+    places: dict[str, str] = {}
+    for name, value in config.items():
+        own = name.removesuffix("_path")
+        if own != name and isinstance(value, str):
+            otherwise = config.get(own)
+            native[own] = "{{ " + lookup(value) + (f"|default({quoted(otherwise)})" if otherwise else "") + " }}"
+            places[own] = f"{key}.{name}"
+        elif f"{name}_path" not in config:
+            native[name], places[name] = texts(value, f"{key}.{name}", lambda text, _: braces(text)), f"{key}.{name}"
+    return native, places

@@ -14,7 +14,7 @@ from appliance.plugin import Action, Params
 from appliance.templating import compile_template
 from appliance.workflows.compile import compile_workflow
 from appliance.workflows.dialects import to_native
-from appliance.workflows.dialects.form_events import _text
+from appliance.workflows.dialects.texts import braces
 from appliance.workflows.revision import Workflow
 
 
@@ -115,12 +115,12 @@ def test_our_own_language_is_left_alone() -> None:
     ],
 )
 def test_placeholders(text: str, expected: str) -> None:
-    assert compile_template(_text(text), key="k").render({"event": EVENT}) == expected
+    assert compile_template(braces(text), key="k").render({"event": EVENT}) == expected
 
 
 @given(st.text("{}%#abc'\\ \n", max_size=20))
 def test_text_without_known_placeholders_stays_itself(text: str) -> None:
-    rendered = compile_template(_text(text), key="k").render({"event": {"type": "t", "data": {}}})
+    rendered = compile_template(braces(text), key="k").render({"event": {"type": "t", "data": {}}})
     assert rendered == text
 
 
@@ -183,11 +183,11 @@ def test_transitions_with_conditions() -> None:
 @pytest.mark.parametrize(
     ("document", "key", "words"),
     [
-        ([], "", "not a workflow"),
+        ("text", "", "not a workflow"),
         (definition(), "definition.steps", "no steps"),
         (definition(step("b", "webhook")), "definition.initial_step_id", "there is no step 'a'"),
         (definition(step("a", "webhook"), step("a")), "definition.steps[1].id", "appears twice"),
-        (definition({"id": "a", "type": "human_task"}), "definition.steps[0].type", "'human_task' aren't available"),
+        (definition({"id": "a", "type": "loop"}), "definition.steps[0].type", "'loop' aren't available"),
         (definition(step("a", "webhook", to=["a"])), "definition.steps[0].transitions", "loops"),
         (definition(step("a", "webhook", to=["z"])), "definition.steps[0].transitions[0]", "no step 'z'"),
         (definition({"id": "a", "actions": ["webhook"]}), "definition.steps[0].actions[0]", "not an action"),
