@@ -23,7 +23,7 @@ from appliance.plugin import Action
 from appliance.rules.matcher import Matcher, Rule
 from appliance.store.definitions import CurrentWorkflow, DefinitionStore, NewDefinition, StoredRevision
 from appliance.workflows.compile import compile_workflow
-from appliance.workflows.dialects import to_native
+from appliance.workflows.dialects import compile_document
 from appliance.workflows.folder import DefinitionFile, Folder
 from appliance.workflows.revision import Revision, Workflow
 
@@ -130,14 +130,13 @@ class Catalog:
         Raises DefinitionError, Conflict (the workflow belongs to a file) and StoreUnavailable.
         """
         try:
-            native = to_native(document)
-            workflow = compile_workflow(native, actions=self._actions)
+            workflow, translated = compile_document(document, actions=self._actions)
         except DefinitionError:
             METRICS.definitions_refused.inc()
             raise
         if origin != "file" and workflow.name in self._names_of_files():
             raise Conflict(f"the workflow {workflow.name!r} is defined by a file: change it there")
-        source = orjson.dumps(document).decode() if native is not document else None
+        source = orjson.dumps(document).decode() if translated else None
         self._fresh[workflow.digest] = workflow
         await self._store.put([_definition(workflow, origin, None, source)], actor)
         async with self._lock:  # of several at once, the first takes over all that were stored by then

@@ -56,8 +56,7 @@ from appliance.rules.matcher import Matcher, Rule
 from appliance.settings import parse_duration
 from appliance.templating import TemplateError
 from appliance.workflows import inputs
-from appliance.workflows.compile import compile_workflow
-from appliance.workflows.dialects import to_native
+from appliance.workflows.dialects import compile_document
 from appliance.workflows.loader import read_document
 from appliance.workflows.revision import Workflow
 
@@ -405,6 +404,6 @@ class Story:
 
 def _compiled(given: str | Path | Mapping[str, Any], actions: Mapping[str, Action] | None) -> Workflow:
     if isinstance(given, Mapping):
-        return compile_workflow(to_native(dict(given)), actions=actions)
+        return compile_document(dict(given), actions=actions)[0]
     document = read_document(Path(given))
-    return compile_workflow(to_native(document.data), actions=actions, file=str(given), lines=document.lines)
+    return compile_document(document.data, actions=actions, file=str(given), lines=document.lines)[0]

@@ -11,8 +11,7 @@ import orjson
 
 from appliance.errors import DefinitionError, Problem
 from appliance.plugin import Action
-from appliance.workflows.compile import compile_workflow
-from appliance.workflows.dialects import to_native
+from appliance.workflows.dialects import compile_document
 from appliance.workflows.loader import definition_entries, read_document
 from appliance.workflows.revision import Workflow
 
@@ -78,10 +77,7 @@ def read_definition(path: Path, actions: Mapping[str, Action]) -> tuple[Workflow
     """
     try:
         document = read_document(path, name=str(path))
-        native = to_native(document.data)
-        translated = native is not document.data
-        lines = None if translated else document.lines
-        workflow = compile_workflow(native, actions=actions, file=str(path), lines=lines)
+        workflow, translated = compile_document(document.data, actions=actions, file=str(path), lines=document.lines)
     except DefinitionError as error:
         placed = (Problem(p.message, p.key, p.file or str(path), p.line, p.column, p.expected) for p in error.problems)
         raise DefinitionError(*placed) from None
