@@ -182,6 +182,29 @@ async def test_a_wake_that_was_lost_is_made_again(heart: Heart, db: Connection) 
     assert (await recover(other)).total == 0
 
 
+@pytest.mark.parametrize("lose", [lose_entry, trim, delete])
+async def test_a_wake_that_somebody_removed_is_no_lost_event(
+    heart: Heart, db: Connection, lose: Callable[[Replica], Awaitable[None]]
+) -> None:
+    made = await heart.idle()
+    await heart.workflow("w", {"id": "pause", "delay": "50ms"}, {"id": "then"})
+    heart.behave["then"] = instant
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.send()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the timer")
+    await made.consumer.stop(1)
+    await reading
+    await wait_until(made.timers.fire, "the timer to fire")
+    await made.bookkeeper.save()
+    await lose(made)
+    assert (await recover(made)).parked == 1
+    await heart.replica()
+    await ended(db)
+    await heart.at_rest()
+    assert heart.calls["then"] == [1]
+    assert await heart.ledger() == {"handled": 1, "unmatched": 0, "dead": 0, "in_flight": 0, "difference": 0}
+
+
 async def test_a_run_that_a_lost_wake_held_goes_on(heart: Heart, db: Connection) -> None:
     made = await heart.replica()
     gate = Gate()

@@ -1,6 +1,7 @@
 -- One moment of all streams: what was added, what waits, what the ledger counted.
 -- KEYS: stream, ledger, stream, ledger … ARGV: group.
 -- Forgets the minutes in which everything is settled (see settle.lua): those before the oldest entry's.
+-- Internal work that is neither settled nor there was deleted by somebody: recovery makes it anew, so it counts as done.
 -- Answers for each stream {length, added, groups, pending, lag or -1, {ledger fields and values}, oldest entry's id, last
 -- id, oldest minute that is kept}.
 local function field(reply, name)
@@ -39,6 +40,13 @@ for i = 1, #KEYS, 2 do
     if groups > 0 and redis.call('EXISTS', KEYS[i + 1]) == 1
         and added > tonumber(redis.call('HGET', KEYS[i + 1], 'added') or '0') then
       redis.call('HSET', KEYS[i + 1], 'added', added)
+    end
+  end
+  if groups == 1 and length == 0 and pending == 0 then
+    local n = redis.call('HMGET', KEYS[i + 1], 'work', 'reopened', 'internal')
+    local gone = tonumber(n[1] or 0) - tonumber(n[2] or 0) - tonumber(n[3] or 0)
+    if gone > 0 then
+      redis.call('HINCRBY', KEYS[i + 1], 'internal', gone)
     end
   end
   local ledger, over = redis.call('HGETALL', KEYS[i + 1]), {}
