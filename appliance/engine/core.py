@@ -3,14 +3,14 @@
 No I/O, no clock and no chance of its own, so that simulation under a virtual clock, dry runs and model checking are
 cheap. The shell (``engine/drive.py``) carries out the commands and comes back with what happened. ``engine/turn.py``
 is the state while it is being changed, ``engine/steps.py`` begins steps, ``engine/blocks.py`` joins and fails threads,
-``engine/signals.py`` hands out what came in.
+``engine/signals.py`` hands out what came in, ``engine/reopening.py`` lets failed runs go on.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from appliance.engine import blocks, shortcuts, signals
+from appliance.engine import blocks, reopening, shortcuts, signals
 from appliance.engine.state import (
     ACTIVE,
     CANCELLED,
@@ -39,7 +39,7 @@ from appliance.engine.state import (
     StepState,
     path_of,
 )
-from appliance.engine.steps import LATE, behind, deadline_passed, rendered, task_due, walk
+from appliance.engine.steps import LATE, deadline_passed, rendered, task_due, walk
 from appliance.engine.turn import StepError, Turn
 from appliance.errors import Malformed
 from appliance.templating import TemplateError
@@ -362,60 +362,9 @@ def _retry(workflow: Workflow, facts: Facts, state: RunState, now: float) -> tup
     turn = Turn(workflow, facts, state._replace(phase="", ending=None, error=None, finished_at=None), now)
     failed = turn.steps[state.at]
     turn.at, turn.outcome, turn.output = None, None, None
-    _due_now(turn, failed)
-    _reopen(turn, failed)
+    reopening.due_now(turn, failed)
+    reopening.reopen(turn, failed)
     _play(turn)
     asked = [command.key for command in turn.commands if isinstance(command, RunAction)]
     others = tuple(command for command in turn.commands if not isinstance(command, RunAction))
     return postponed(turn.result(), asked, now), others
-
-
-def _reopen(turn: Turn, failed: StepState) -> None:
-    """Open the blocks around a failed step again, and go on with their other branches."""
-    visit = failed
-    reopened: list[tuple[str, int]] = []
-    while (above := turn.parent(turn.step(visit), path_of(visit.key), visit.seq)) is not None:
-        visit, branch = above
-        progress = turn.blocks[visit.key]
-        ends = {number: end for number, end in progress.ends.items() if number != branch}
-        turn.set_block(visit.key, progress._replace(ends=ends))
-        turn.put(visit._replace(status=RUNNING, finished_at=None, error=None))
-        reopened.append((visit.key, branch))
-    for key, branch in reopened:
-        progress = turn.blocks[key]
-        for number in range(progress.begun):
-            if number != branch and number not in progress.ends:
-                _go_on_in(turn, turn.steps[key], number)
-
-
-def _go_on_in(turn: Turn, block: StepState, branch: int) -> None:
-    """Go on in a branch where it was cut off: with what was cancelled, behind what was done, or at the beginning."""
-    step, path = turn.step(block), path_of(block.key)
-    each = step.kind == "for_each"
-    thread, path = (step.threads[0], (*path, branch)) if each else (step.threads[branch], path)
-    mine = [
-        visit
-        for visit in turn.steps.values()
-        if visit.seq > block.seq and turn.step(visit).thread == thread and path_of(visit.key) == path
-    ]
-    if not mine:
-        blocks.begin_branch(turn, step, path_of(block.key), branch)
-    elif mine[-1].status == CANCELLED:
-        _due_now(turn, mine[-1])
-    elif mine[-1].status not in ACTIVE:
-        turn.todo.append((behind(turn, mine[-1]), thread, path, mine[-1].key))
-
-
-def _due_now(turn: Turn, visit: StepState) -> None:
-    """To be begun anew at the next turn, with all its attempts."""
-    turn.put(
-        visit._replace(
-            status=RETRYING,
-            attempt=0,
-            first_at=turn.now,
-            started_at=None,
-            finished_at=None,
-            due_at=turn.now,
-            error=None,
-        )
-    )
