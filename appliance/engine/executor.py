@@ -287,7 +287,7 @@ class Executor:
 
     async def _drive(self, entry: Entry, drive: Drive, given: Input, prepare: Prepare) -> DriveEnd:
         end = await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
-        if drive.listens and not isinstance(end, Ended):
+        if (drive.listens or (drive.more_signals and drive.took)) and not isinstance(end, Ended):
             await self._look_back(drive.run_id)
         return end
 
@@ -336,7 +336,8 @@ class Executor:
         """``before``: where this work stood in a stream before it was set aside and redriven."""
         if work.kind == REDO:
             return await self._redo(entry, work, before)
-        if self._is_spare(entry, work, before):
+        spare = self._is_spare(entry, work.run) and not work.reopens and not before
+        if spare and not entry.redelivered:  # one that was delivered before may hold the run itself
             return Settled(INTERNAL)
         waking = await self._wakings.submit(work.run)
         if waking is None:
@@ -347,6 +348,8 @@ class Executor:
         if run.state.status in TERMINAL or (run.state.status == PAUSED and run.asked != CANCEL):
             return await self._settled_work(entry, work, run, event.uid)
         if run.holder not in (TIMER, entry.name, *before):
+            if spare:
+                return Settled(INTERNAL)
             self._patient[run.id] = entry
             return Later(_patience_s(entry))  # somebody else has it in hand
         drive = await self._stored_drive(run, event, event.view(), entry.name)
@@ -354,18 +357,18 @@ class Executor:
             drive.listens = True  # a person made it listen, just now
         return await self._wake(entry, work, drive, waking.signals)
 
-    def _is_spare(self, entry: Entry, work: Work, before: tuple[str, ...]) -> bool:
+    def _is_spare(self, entry: Entry, run_id: str) -> bool:
         """Whether another wake for the same run waits here until it is free: that will see all that came in.
 
-        A busy run is woken for everything that comes in. An entry that was delivered before may hold the run itself.
+        A busy run is woken for everything that comes in.
         """
-        other = self._patient.get(work.run)
+        other = self._patient.get(run_id)
         if other is None:
             return False
         if other is entry or not self._leases.holds(other) or (other.priority, other.id) not in self._leases:
-            del self._patient[work.run]
+            del self._patient[run_id]
             return False
-        return not (entry.redelivered or work.reopens or before)
+        return True
 
     async def _wake(self, entry: Entry, work: Work, drive: Drive, signals: tuple[Signal, ...]) -> Verdict:
         uid = drive.event.uid

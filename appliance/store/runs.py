@@ -20,6 +20,8 @@ from appliance.store.queries import named
 MOST_SIGNALS = 500
 """What came in for one run and is loaded with it at once."""
 
+_TOLD_AT_ONCE = 5000
+"""Runs that are told of an event in one transaction."""
 _DEADLOCK = "40P01"
 _TRIES = 5
 
@@ -128,16 +130,24 @@ class Runs:
 
     async def correlate(self, uid: str, digests: Sequence[str]) -> bool:
         """Tell those who listen for an event; whether anybody was told now. Durable; nobody is told twice."""
-        return bool(await self._tell("correlate", [uid] * len(digests), list(digests)))
+        told = 0
+        while (more := await self._tell("correlate", [uid] * len(digests), list(digests), _TOLD_AT_ONCE)) > 0:
+            told += more
+            if more < _TOLD_AT_ONCE:
+                break
+        return told > 0
 
     async def is_listened_for(self, uid: str, digests: Sequence[str]) -> bool:
         """Whether a run that listens now was told of the event."""
         async with checked_out(self._pool) as connection:
-            return bool(await _rows(connection, "listening", [uid], list(digests)))
+            return bool(await _rows(connection, "listening", list(digests), uid))
 
     async def look_back(self, run_id: str) -> int:
-        """Tell a run of the events that it listens for and that came before it did; returns how many are new to it."""
-        return await self._tell("look_back", run_id)
+        """Tell a run of the events that it listens for and that came before it did; returns how many are new to it.
+
+        The oldest ones first: there may be very many. Whoever has looked at :data:`MOST_SIGNALS` is to look back again.
+        """
+        return await self._tell("look_back", run_id, MOST_SIGNALS)
 
     async def _tell(self, name: str, *values: Any) -> int:
         """Again if PostgreSQL undid it, because a commit for some of the same runs was in the way."""

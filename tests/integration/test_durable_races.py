@@ -218,6 +218,77 @@ async def test_an_answer_is_seen_behind_a_thousand_events_that_wait(world: World
     await world.until("succeeded", workflow="m")
 
 
+async def test_more_listeners_than_are_told_at_once_are_all_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("appliance.store.runs._TOLD_AT_ONCE", 3)
+    await world.put({"name": "w", "steps": [{"id": "seen", "wait": {"event": "seen"}, "forever": True}]})
+    for _ in range(7):
+        await world.event("t")
+    await world.until(*["waiting"] * 7)
+    await world.heart.at_rest()
+    await world.event("seen")
+    await world.until(*["succeeded"] * 7)
+
+
+async def test_of_very_many_events_that_came_before_the_one_is_found(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are looked at a few at a time: looking back must go on behind those that are not it."""
+    for module in ("appliance.store.runs", "appliance.engine.executor"):
+        monkeypatch.setattr(f"{module}.MOST_SIGNALS", 3)
+    go = gate(world, "first")
+    wait = {"id": "seen", "wait": {"event": "seen", "when": {"path": "data.n", "op": "==", "value": 8}}}
+    await world.put({"name": "w", "steps": [told("first"), {**wait, "forever": True}]})
+    await world.event("t")
+    await called(world, "first")
+    for number in range(9):
+        await world.event("seen", {"n": number})
+
+    async def all_handled() -> bool:
+        found = await rows(world.db, "SELECT count(*) FROM events WHERE type = 'seen' AND outcome IS NOT NULL")
+        return bool(found[0][0] == 9)
+
+    await wait_until(all_handled, "the events to be handled")
+    go.set()
+    await world.until("succeeded")
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+
+
+async def test_a_busy_run_is_waited_for_by_one_wake(world: World) -> None:
+    """However much comes in for it: each wake would be an entry in hand that asks again and again."""
+    go = gate(world, "hello")
+    await world.put(MACHINE)
+    await world.event("asked", {"key": "a"})
+    await called(world, "hello")
+    replica = world.heart.replicas[0]
+    for number in range(1, 6):
+        await world.event("note", {"key": "a"})
+
+        async def told_and_woken(number: int = number) -> bool:
+            ((signals, timers),) = await rows(
+                world.db, "SELECT (SELECT count(*) FROM signals), (SELECT count(*) FROM timers)"
+            )
+            return bool((signals, timers) == (number, 0))
+
+        await wait_until(told_and_woken, "the machine to be told")
+
+    async def settled() -> bool:
+        return bool(await replica.commander.xlen(replica.keys.stream("normal")) == 2)
+
+    await wait_until(settled, "one wake to be left beside the event")
+    go.set()
+    await called(world, "noted", 5)
+
+
+async def test_calls_do_not_wait_for_the_next_look_at_the_timers(heart: Heart, db: Connection) -> None:
+    await heart.replica(engine={"timer_poll": "60s"})
+    world = World(heart, db)
+    child = {"name": "child", "trigger": "manual", "steps": [told("c")]}
+    await world.put(child, {"name": "w", "steps": [{"id": "call", "workflow": "child"}]})
+    await world.event("t")
+    await world.until("succeeded")
+
+
 # --- answers, cancels, pauses ----------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@
 WITH due AS (
     SELECT id FROM timers WHERE due_at <= to_timestamp(%s) ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
 )
-DELETE FROM timers USING due WHERE timers.id = due.id
+DELETE FROM timers WHERE timers.id = ANY(ARRAY(SELECT id FROM due))
 RETURNING timers.priority, extract(epoch FROM timers.due_at)::float8, timers.run_id::text, timers.key,
           timers.letter::text, timers.reopens
 

@@ -1,5 +1,7 @@
 -- What the recorder writes for runs that wait for something, call each other or end after having done so: see
 -- record.sql for the form. Each statement is only sent when a change of the batch has rows for it.
+-- LATERAL with OFFSET 0 has each row looked up by its index. Joined freely, a million parked runs were read from end to
+-- end for a few of them, until the tables had been analyzed. Rows of waits and machines are never updated: a ctid holds.
 
 -- name: correlations
 INSERT INTO correlations (digest, event_uid)
@@ -46,19 +48,21 @@ WHERE signals.run_id = u.run_id::uuid AND signals.id = u.id::uuid AND signals.ke
 -- name: closed_tasks
 -- Of an answer and a deadline one wins: a task that was answered meanwhile ends the transaction. Not where the run ends
 -- ('dropped'): whoever takes it up again would do the same.
-WITH given AS (
-    SELECT run_id::uuid, key, CASE status WHEN 'dropped' THEN 'cancelled' ELSE status END::task_status AS status,
-           status <> 'dropped' AS fenced
+WITH given AS MATERIALIZED (
+    SELECT t.id, t.status, CASE u.status WHEN 'dropped' THEN 'cancelled' ELSE u.status END::task_status AS becomes,
+           u.status <> 'dropped' AS fenced
     FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (run_id, key, status)
+    CROSS JOIN LATERAL (
+        SELECT id, status FROM tasks WHERE tasks.run_id = u.run_id::uuid AND tasks.key = u.key OFFSET 0
+    ) AS t
 ), closed AS (
-    UPDATE tasks SET status = given.status, closed_at = now()
+    UPDATE tasks SET status = given.becomes, closed_at = now()
     FROM given
-    WHERE tasks.run_id = given.run_id AND tasks.key = given.key AND tasks.status = 'open'
-    RETURNING tasks.run_id, tasks.key, given.fenced
+    WHERE tasks.id = given.id AND tasks.status = 'open'
+    RETURNING given.fenced
 )
 SELECT appliance_expect((SELECT count(*) FROM closed WHERE fenced),
-                        (SELECT count(*) FROM given JOIN tasks USING (run_id, key)
-                         WHERE fenced AND tasks.status IN ('open', 'answered')))
+                        (SELECT count(*) FROM given WHERE fenced AND status IN ('open', 'answered')))
 
 -- name: closed_waits
 DELETE FROM waits USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
@@ -83,14 +87,22 @@ WHERE timers.run_id = u.run_id::uuid AND timers.key = u.key AND NOT timers.reope
 
 -- name: ended_timers
 -- Runs that are over. Not a timer that took its event out of the ledger's 'dead': its entry closes the event.
-DELETE FROM timers USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
-WHERE timers.run_id = u.run_id::uuid AND NOT timers.reopens
+DELETE FROM timers WHERE NOT reopens AND id = ANY(ARRAY(
+    SELECT t.id FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)
+    CROSS JOIN LATERAL (SELECT id FROM timers WHERE timers.run_id = u.run_id::uuid OFFSET 0) AS t
+))
 
 -- name: ended_waits
-DELETE FROM waits USING unnest(%b::text[], %b::text[]) AS u (run_id, key) WHERE waits.run_id = u.run_id::uuid
+DELETE FROM waits WHERE ctid = ANY(ARRAY(
+    SELECT w.ctid FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)
+    CROSS JOIN LATERAL (SELECT ctid FROM waits WHERE waits.run_id = u.run_id::uuid OFFSET 0) AS w
+))
 
 -- name: ended_machines
-DELETE FROM machines USING unnest(%b::text[], %b::text[]) AS u (run_id, key) WHERE machines.run_id = u.run_id::uuid
+DELETE FROM machines WHERE ctid = ANY(ARRAY(
+    SELECT m.ctid FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)
+    CROSS JOIN LATERAL (SELECT ctid FROM machines WHERE machines.run_id = u.run_id::uuid OFFSET 0) AS m
+))
 
 -- name: ended_signals
 UPDATE signals SET taken = 'ignored', taken_at = now()

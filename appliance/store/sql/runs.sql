@@ -22,9 +22,11 @@ SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::te
 FROM runs r WHERE r.id = %b::text::uuid
 
 -- name: steps
-SELECT run_id::text, key, seq, status::text, attempt, extract(epoch FROM started_at)::float8,
-       extract(epoch FROM finished_at)::float8, extract(epoch FROM due_at)::float8, output::text, error
-FROM steps WHERE run_id = ANY(%b::text[]::uuid[]) ORDER BY run_id, seq
+SELECT s.run_id::text, s.key, s.seq, s.status::text, s.attempt, extract(epoch FROM s.started_at)::float8,
+       extract(epoch FROM s.finished_at)::float8, extract(epoch FROM s.due_at)::float8, s.output::text, s.error
+FROM unnest(%b::text[]) AS u (run_id)
+CROSS JOIN LATERAL (SELECT * FROM steps WHERE steps.run_id = u.run_id::uuid OFFSET 0) AS s
+ORDER BY s.run_id, s.seq
 
 -- name: runs
 SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version,
@@ -51,33 +53,38 @@ LEFT JOIN events e ON e.uid = s.event_uid
 ORDER BY s.at, s.id
 
 -- name: correlate
--- Who listens for an event with one of these digests is told of it: a signal, and a wake. Answers how many were told.
+-- Who listens for an event with one of these digests is told of it: a signal, and a wake. So many at once; answers how
+-- many were told. LATERAL with OFFSET 0: see parked.sql.
 WITH told AS (
     INSERT INTO signals (run_id, id, key, kind, event_uid)
     SELECT DISTINCT w.run_id, u.uid::uuid, w.key, 'event', u.uid::uuid
     FROM unnest(%b::text[], %b::text[]) AS u (uid, digest)
-    JOIN waits w ON w.digest = u.digest::uuid
-    JOIN runs r ON r.id = w.run_id AND r.event_uid IS DISTINCT FROM u.uid::uuid
-    ORDER BY 1, 2
+    CROSS JOIN LATERAL (SELECT run_id, key FROM waits WHERE waits.digest = u.digest::uuid OFFSET 0) AS w
+    CROSS JOIN LATERAL (SELECT event_uid FROM runs WHERE runs.id = w.run_id OFFSET 0) AS r
+    WHERE r.event_uid IS DISTINCT FROM u.uid::uuid
+      AND NOT EXISTS (SELECT FROM signals s WHERE s.run_id = w.run_id AND s.id = u.uid::uuid AND s.key = w.key OFFSET 0)
+    ORDER BY 1, 2 LIMIT %b
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ), woken AS (
     INSERT INTO timers (run_id, key, due_at, priority)
-    SELECT DISTINCT told.run_id, '+signal', now(), runs.priority FROM told JOIN runs ON runs.id = told.run_id
+    SELECT DISTINCT told.run_id, '+signal', now(), r.priority
+    FROM told CROSS JOIN LATERAL (SELECT priority FROM runs WHERE runs.id = told.run_id OFFSET 0) AS r
     ORDER BY told.run_id
     ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
 )
 SELECT count(*) FROM told
 
 -- name: listening
--- Which of these events somebody has been told of: (uid, run id).
-SELECT DISTINCT event_uid::text, run_id::text FROM signals
-WHERE kind = 'event' AND event_uid = ANY(%b::text[]::uuid[]) AND run_id = ANY(
-    SELECT run_id FROM waits WHERE digest = ANY(%b::text[]::uuid[]))
+-- Whether a run that listens for one of these digests was told of the event.
+SELECT 1 FROM unnest(%b::text[]) AS d (digest)
+CROSS JOIN LATERAL (SELECT run_id FROM waits WHERE waits.digest = d.digest::uuid OFFSET 0) AS w
+CROSS JOIN LATERAL (SELECT FROM signals WHERE signals.run_id = w.run_id AND signals.id = %b::text::uuid LIMIT 1) AS s
+LIMIT 1
 
 -- name: look_back
--- Events that came before the run began to listen for them; answers how many there are. Not those that an earlier visit
--- of the same step has taken.
+-- Events that came before the run began to listen for them, so many at once; answers how many there are. Not those that
+-- an earlier visit of the same step has taken.
 WITH told AS (
     INSERT INTO signals (run_id, id, key, kind, event_uid)
     SELECT w.run_id, c.event_uid, w.key, 'event', c.event_uid
@@ -87,6 +94,8 @@ WITH told AS (
     WHERE w.run_id = %b::text::uuid AND c.event_uid IS DISTINCT FROM r.event_uid
       AND NOT EXISTS (SELECT FROM signals s WHERE s.run_id = w.run_id AND s.id = c.event_uid AND s.taken = 'taken'
                       AND split_part(s.key, '#', 1) = split_part(w.key, '#', 1))
+      AND NOT EXISTS (SELECT FROM signals s WHERE s.run_id = w.run_id AND s.id = c.event_uid AND s.key = w.key)
+    ORDER BY c.event_uid LIMIT %b
     ON CONFLICT DO NOTHING
     RETURNING run_id
 ), woken AS (
