@@ -15,7 +15,8 @@ from psycopg_pool import AsyncConnectionPool
 from appliance.errors import Malformed, NotFound
 from appliance.events import Event
 from appliance.identifiers import is_uuid, milliseconds_of, range_start
-from appliance.store.reading import Item, query, rows, snapshot
+from appliance.store.reading import Connection, Item, query, rows, snapshot
+from appliance.store.standing import events_of, history_of, machine_of, placed, waits_of
 
 _WINDOW = 20_000
 """Events that one filtered page looks at: some tens of milliseconds, however rare what is sought."""
@@ -23,6 +24,8 @@ _SAME_ID = 100
 """Events of one sender's id that are looked up: more than that is one sender numbering badly."""
 _REVISIONS = 50
 """Revisions named with a workflow."""
+_SIGNALS = 200
+"""Of what came in for a run, so much is shown with it."""
 
 _EVENT_FILTERS: Mapping[str, LiteralString] = {
     "type": "type = %(type)s",
@@ -34,6 +37,12 @@ RUN_FILTERS: Mapping[str, LiteralString] = {
     # Cast from text here, so that the planner sees a constant and can use the partial indexes.
     "status": "runs.status = %(status)s::run_status",
     "workflow": "runs.workflow_id = (SELECT w.id FROM workflows AS w WHERE w.name = %(workflow)s)",
+    "origin": "runs.origin = %(origin)s",
+}
+_OF_AN_EVENT: LiteralString = "runs.origin IS NULL"
+_MACHINE_FILTERS: Mapping[str, LiteralString] = {
+    "workflow": "workflow_id = (SELECT w.id FROM workflows AS w WHERE w.name = %(workflow)s)",
+    "key": "business_key = %(key)s AND workflow_id IN (SELECT w.id FROM workflows AS w)",
 }
 _LETTER_FILTERS: Mapping[str, LiteralString] = {
     "status": "status = %(status)s::letter_status",
@@ -117,10 +126,17 @@ class History:
         cursor: str | None = None,
         limit: int = 50,
     ) -> Page:
-        """Runs by ``status`` and ``workflow`` (its name), and of one event (its uid, or the sender's id)."""
+        """Runs by ``status``, ``workflow`` (its name) and ``origin``, and of one event (its uid, or the sender's id).
+
+        The origin ``event`` is that of runs that an event started by a trigger, which have none.
+        """
         below, values = _span("runs.id", span, cursor)
-        values |= {**(filters or {}), "limit": limit + 1}
-        where = _all_of([*below, _chosen(RUN_FILTERS, filters or {})])
+        chosen = dict(filters or {})
+        if chosen.get("origin") == "event":
+            below.append(_OF_AN_EVENT)
+            del chosen["origin"]
+        values |= {**chosen, "limit": limit + 1}
+        where = _all_of([*below, _chosen(RUN_FILTERS, chosen)])
         if event_id is None:
             statement = query("list_runs", filters=where)
         else:
@@ -130,24 +146,61 @@ class History:
             return _page(await rows(conn, statement, values), limit, "id")
 
     async def get_run(self, run_id: str) -> Item:
-        """One run with its ``steps`` (each with its failed ``attempts``) and ``deliveries``; raises NotFound."""
-        if not is_uuid(run_id):
-            raise NotFound(f"no run {run_id!r}")
-        values = {"id": run_id, "run_id": run_id, "limit": 1}
+        """One run in full; raises NotFound.
+
+        Beside what a list has: ``input``, ``output``, ``parent`` and ``rerun_of``; its ``steps`` (each with its failed
+        ``attempts``), ``deliveries``, ``children``, ``tasks``, what it ``waits`` for, and the latest ``signals``; for a
+        state machine ``machine``, else None.
+        """
         async with snapshot(self._pool) as conn:
-            found = await rows(conn, query("list_runs", filters="runs.id = %(id)s"), values)
+            run, definition, place = await _whole_run(conn, run_id)
+        parent = (run.pop("details") or {}).get("parent")
+        return {
+            **run,
+            "parent": {"run_id": parent["run"], "step": parent["key"]} if parent else None,
+            "waits": waits_of(definition, run["waits"], place),
+        }
+
+    async def list_machines(
+        self, filters: Mapping[str, str] | None = None, *, cursor: str | None = None, limit: int = 50
+    ) -> Page:
+        """Live state machines by ``workflow`` (its name) and business ``key``, in the order of these."""
+        chosen = filters or {}
+        clauses: list[LiteralString] = [_chosen(_MACHINE_FILTERS, chosen)]
+        values: dict[str, Any] = {**chosen, "limit": limit + 1}
+        if cursor is not None:
+            number, colon, key = cursor.partition(":")
+            if not (colon and number.isascii() and number.isdecimal() and len(number) < 10):
+                raise Malformed("cursor: not one that a page gave", code="cursor")
+            clauses.append("(workflow_id, business_key) > (%(after)s, %(after_key)s)")
+            values |= {"after": int(number), "after_key": _without_nul(key)}
+        async with snapshot(self._pool) as conn:
+            found = await rows(conn, query("list_machines", filters=_all_of(clauses)), values)
+        last = found[limit - 1] if len(found) > limit else None
+        return Page(
+            [_machine_item(row) for row in found[:limit]], f"{last['workflow_id']}:{last['key']}" if last else None
+        )
+
+    async def get_machine(self, workflow: str, key: str) -> Item:
+        """A live state machine: its state, the ``events`` that it would take now, its ``history``; raises NotFound."""
+        values = {"workflow": _without_nul(workflow), "key": _without_nul(key)}
+        async with snapshot(self._pool) as conn:
+            found = await rows(conn, query("get_machine"), values)
             if not found:
-                raise NotFound(f"no run {run_id!r}")
-            steps = await rows(conn, query("get_steps"), values)
-            attempts = await rows(conn, query("get_attempts"), values)
-            deliveries = await rows(conn, query("get_deliveries"), values)
-        for step in steps:
-            step["attempts"] = [
-                {k: v for k, v in attempt.items() if k != "step"}
-                for attempt in attempts
-                if attempt["step"] == step["id"]
-            ]
-        return {**found[0], "steps": steps, "deliveries": deliveries}
+                raise NotFound(
+                    f"no state machine {key!r} of {workflow!r} is live; runs that are over are in the list of runs"
+                )
+            run, definition, place = await _whole_run(conn, found[0]["run_id"])
+        return {
+            "workflow": run["workflow"],
+            "revision": run["revision"],
+            "run_id": run["id"],
+            "status": run["status"],
+            "started_at": run["started_at"],
+            **(run["machine"] or {}),
+            "events": events_of(definition, place),
+            "history": history_of(definition, run["steps"], run["signals"]),
+        }
 
     async def list_dead_letters(
         self, filters: Mapping[str, str] | None = None, *, cursor: str | None = None, limit: int = 50
@@ -202,6 +255,34 @@ def stored_event(item: Mapping[str, Any]) -> Event:
     """The event in an item of this module, as it was."""
     names = ("uid", "id", "source", "type", "time", "subject", "data", "attributes")
     return Event(**{name: item[name] for name in names})
+
+
+async def _whole_run(conn: Connection, run_id: str) -> tuple[Item, Mapping[str, Any], Mapping[str, Any] | None]:
+    """A run with all that belongs to it, its definition, and a state machine's place; raises NotFound."""
+    found = await rows(conn, query("get_run"), {"id": run_id}) if is_uuid(run_id) else []
+    if not found:
+        raise NotFound(f"no run {run_id!r}")
+    run = found[0]
+    ms = milliseconds_of(run_id)
+    values = {"run_id": run_id, "from": range_start(ms), "to": range_start(ms + 1), "limit": _SIGNALS}
+    parts = ("steps", "attempts", "deliveries", "children", "tasks", "waits", "signals")
+    run |= {part: await rows(conn, query(f"get_{part}"), values) for part in parts}
+    attempts = run.pop("attempts")
+    for step in run["steps"]:
+        step["attempts"] = [
+            {k: v for k, v in attempt.items() if k != "step"} for attempt in attempts if attempt["step"] == step["id"]
+        ]
+    definition, place, of_event = run.pop("definition"), run.pop("place"), run.pop("event_data")
+    details = run["details"] or {}
+    run["input"] = details.get("input", of_event)
+    run["rerun_of"] = details.get("rerun_of")
+    run["machine"] = machine_of(definition, place, run.pop("business_key"))
+    return run, definition, place
+
+
+def _machine_item(row: Item) -> Item:
+    kept = {name: value for name, value in row.items() if name not in ("workflow_id", "place")}
+    return {**kept, **placed(row["place"], row["key"])}
 
 
 def _event_item(row: Item) -> Item:

@@ -7,6 +7,7 @@ ALTER TABLE runs
     ADD COLUMN details json,                    -- how it was started: {input, parent: {run, key}, depth, rerun_of, …}
     ADD COLUMN result json,                     -- how it ended: {outcome, output}
     ADD COLUMN asked text;                      -- 'pause', 'cancel' or 'retry', until the run takes notice
+CREATE INDEX runs_begun ON runs (origin, id) WHERE origin IS NOT NULL;
 
 -- The run that a step called, and the other way round.
 CREATE TABLE children (

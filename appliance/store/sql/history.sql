@@ -32,7 +32,8 @@ LIMIT %(limit)s;
 -- A page of runs, newest first. `id` is the time order; every filter has its index (see 0001_first.sql).
 SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
        coalesce(events.id, runs.event_uid::text) AS event_id,
-       runs.status, runs.priority, runs.origin, runs.started_at, runs.finished_at, runs.updated_at, runs.error
+       runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
+       runs.result ->> 'outcome' AS outcome, runs.error
 FROM (
     SELECT * FROM runs WHERE {filters} ORDER BY id DESC LIMIT %(limit)s
 ) AS runs
@@ -46,7 +47,8 @@ ORDER BY runs.id DESC;
 -- A run that its event started has an id in that range; those started otherwise (replays …) are found by runs_origin.
 SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
        coalesce(events.id, runs.event_uid::text) AS event_id,
-       runs.status, runs.priority, runs.origin, runs.started_at, runs.finished_at, runs.updated_at, runs.error
+       runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
+       runs.result ->> 'outcome' AS outcome, runs.error
 FROM unnest(%(uids)s::uuid[], %(starts)s::uuid[], %(ends)s::uuid[]) AS wanted (uid, range_start, range_end)
 CROSS JOIN LATERAL (
     SELECT * FROM runs
@@ -61,6 +63,70 @@ LEFT JOIN events ON events.uid = runs.event_uid
 WHERE {filters}
 ORDER BY runs.id DESC
 LIMIT %(limit)s;
+
+-- name: get_run
+-- One run with what it was started with, how it ended, and its definition.
+SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
+       coalesce(events.id, runs.event_uid::text) AS event_id,
+       runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
+       runs.result ->> 'outcome' AS outcome, runs.result -> 'output' AS output, runs.error, runs.details,
+       runs.state -> 'place' AS place, events.data AS event_data, revisions.definition, machines.business_key
+FROM runs
+JOIN workflows ON workflows.id = runs.workflow_id
+JOIN revisions ON revisions.id = runs.revision_id
+LEFT JOIN events ON events.uid = runs.event_uid
+LEFT JOIN machines ON machines.run_id = runs.id
+WHERE runs.id = %(id)s;
+
+-- name: get_children
+-- The runs that a run's steps called.
+SELECT children.key AS step, children.run_id, workflows.name AS workflow, runs.status,
+       runs.result ->> 'outcome' AS outcome
+FROM children
+LEFT JOIN runs ON runs.id = children.run_id
+LEFT JOIN workflows ON workflows.id = runs.workflow_id
+WHERE children.parent_id = %(run_id)s
+ORDER BY children.run_id;
+
+-- name: get_tasks
+-- The tasks of a run: their ids have its milliseconds, so one partition holds them.
+SELECT id, key AS step, status, title, assignee, people AS "group", created_at, due_at, answered_by, closed_at
+FROM tasks
+WHERE run_id = %(run_id)s AND id >= %(from)s AND id < %(to)s
+ORDER BY created_at, id;
+
+-- name: get_waits
+-- What a run listens for, by step; from the earliest moment on.
+SELECT DISTINCT ON (key) key AS step, since FROM waits WHERE run_id = %(run_id)s ORDER BY key, since;
+
+-- name: get_signals
+-- The latest of what came in for a run, in order.
+SELECT * FROM (
+    SELECT signals.id, signals.key AS step, signals.kind, signals.event_uid,
+           coalesce(events.id, signals.event_uid::text) AS event_id, events.type,
+           signals.payload ->> 'by' AS by, signals.at, signals.taken, signals.taken_by, signals.taken_at
+    FROM signals LEFT JOIN events ON events.uid = signals.event_uid
+    WHERE signals.run_id = %(run_id)s
+    ORDER BY signals.at DESC, signals.id DESC
+    LIMIT %(limit)s
+) AS latest
+ORDER BY at, id;
+
+-- name: list_machines
+-- A page of live state machines, by workflow and business key: the order of their primary key.
+SELECT machines.workflow_id, workflows.name AS workflow, machines.business_key AS key, machines.run_id, runs.status,
+       runs.state -> 'place' AS place, runs.started_at, runs.updated_at
+FROM (
+    SELECT * FROM machines WHERE {filters} ORDER BY workflow_id, business_key LIMIT %(limit)s
+) AS machines
+JOIN workflows ON workflows.id = machines.workflow_id
+LEFT JOIN runs ON runs.id = machines.run_id
+ORDER BY machines.workflow_id, machines.business_key;
+
+-- name: get_machine
+SELECT machines.run_id
+FROM machines JOIN workflows ON workflows.id = machines.workflow_id
+WHERE workflows.name = %(workflow)s AND machines.business_key = %(key)s;
 
 -- name: get_steps
 -- The steps of a run, in the order in which they were entered.
