@@ -77,6 +77,11 @@ async def failed(harness: Harness, params: Any = None, **more: Any) -> Failed:
     return result
 
 
+async def verdict(harness: Harness) -> Failed:
+    """How an attempt failed, but for the names of exceptions behind it."""
+    return (await failed(harness))._replace(classes=())
+
+
 async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not happened():  # noqa: ASYNC110
@@ -117,6 +122,13 @@ async def test_names_every_wrong_parameter_but_never_its_value() -> None:
     assert "hunter2" not in result.error
 
 
+async def test_names_the_exceptions_behind_a_failure_for_policies_by_error() -> None:
+    async def act(params: NoParams, ctx: Context) -> None:
+        raise ExceptionGroup("g", [ConnectionRefusedError(), ValueError("v")])
+
+    assert (await failed(Harness(act))).classes == ("ConnectionRefusedError", "ValueError")
+
+
 async def test_an_unknown_action_is_a_clear_failure() -> None:
     async def act(params: NoParams, ctx: Context) -> None: ...
 
@@ -132,8 +144,8 @@ async def test_reject_is_final_and_retry_says_when() -> None:
     async def retry(params: NoParams, ctx: Context) -> None:
         raise Retry("busy", after="7")
 
-    assert await Harness(reject).attempt() == Failed("no such mailbox", False, "rejected")
-    assert await Harness(retry).attempt() == Failed("busy", True, "retry", 7.0)
+    assert await verdict(Harness(reject)) == Failed("no such mailbox", False, "rejected")
+    assert await verdict(Harness(retry)) == Failed("busy", True, "retry", 7.0)
 
 
 async def test_nobody_can_ask_for_a_retry_after_the_end_of_days() -> None:
@@ -160,7 +172,7 @@ async def test_the_verdict_inside_an_exception_group_counts() -> None:
     async def raising(error: Exception) -> None:
         raise error
 
-    assert await Harness(act).attempt() == Failed("later; later still", True, "retry", 9.0)
+    assert await verdict(Harness(act)) == Failed("later; later still", True, "retry", 9.0)
 
 
 class Unprintable(Exception):
@@ -188,7 +200,7 @@ async def test_whatever_is_raised_fails_the_attempt_only(error: BaseException, t
     def plain_act(params: NoParams, ctx: Context) -> None:
         raise error
 
-    result = await Harness(plain_act if plain else act).attempt()
+    result = await verdict(Harness(plain_act if plain else act))
 
     assert result == Failed(text, True, "error")
 
@@ -200,7 +212,7 @@ async def test_an_action_that_cancels_its_own_task_fails() -> None:
         task.cancel()
         await asyncio.sleep(0)
 
-    assert await Harness(act).attempt() == Failed("CancelledError", True, "error")
+    assert await verdict(Harness(act)) == Failed("CancelledError", True, "error")
 
 
 class OddRetry(Retry):
@@ -233,7 +245,7 @@ async def test_verdicts_that_were_put_together_oddly_are_still_verdicts(error: B
     async def act(params: NoParams, ctx: Context) -> None:
         raise error
 
-    assert await Harness(act).attempt() == result
+    assert await verdict(Harness(act)) == result
 
 
 @pytest.mark.parametrize("error", [KeyError("k"), SystemExit(2), KeyboardInterrupt()])
@@ -542,7 +554,7 @@ async def test_publishing_waits_for_a_full_stream() -> None:
     harness = Harness(act)
     harness.refuse = Overloaded("the backlog is full", retry_after_s=5)
 
-    assert await harness.attempt() == Failed("a could not be published: the backlog is full", True, "retry", 5.0)
+    assert await verdict(harness) == Failed("a could not be published: the backlog is full", True, "retry", 5.0)
 
 
 async def test_a_plain_function_can_not_deliver() -> None:
