@@ -41,6 +41,8 @@ Point = Literal[
     "after_xadd",  # Redis has it, the sender was not answered
     "after_fire",  # the work of timers that were due is in the stream, their rows have not gone
     "after_slot",  # the event of a schedule's slot is in the stream, its row has not moved on
+    "before_rows",  # rows of a source were read and mapped, nothing of it is committed
+    "after_rows",  # their events are committed to the outbox, none is in a stream
     "after_put",  # events of the outbox are in the stream, their rows don't say so
     "before_tell",  # an event is recorded, the runs that wait for it were not told
     "before_look_back",  # that a run waits is recorded, events that came before were not looked for

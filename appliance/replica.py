@@ -19,6 +19,7 @@ from appliance.engine.executor import Executor
 from appliance.engine.intake import Intake
 from appliance.engine.lifecycle import Lifecycle
 from appliance.engine.outbox import OutboxLoop
+from appliance.engine.polling import Poller, Sending
 from appliance.engine.recovery import Recovery, Surroundings
 from appliance.engine.schedules import Ticker
 from appliance.engine.tasks import Tasks
@@ -35,6 +36,7 @@ from appliance.store.pool import Pool, open_connection
 from appliance.store.recorder import Recorder
 from appliance.store.recovery import RecoveryStore
 from appliance.store.runs import Runs
+from appliance.store.sources import SourceStore
 from appliance.store.trace import Traces
 from appliance.stream import client as stream_client
 from appliance.stream.consumer import Consumer
@@ -98,6 +100,8 @@ class Replica:
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
         self.ticker = Ticker(pool, self.intake, self.catalog, engine.timer_poll.total_seconds())
         self.timetable = Timetable(pool, self.catalog)
+        sending = Sending(self.intake.backlog, self.producer.put, self.outbox.note)
+        self.poller = Poller(SourceStore(pool), sending, settings, self.secrets, self.consumer_name)
         self.lifecycle = Lifecycle(
             engine.lifecycle_events,
             lambda kind: self.catalog.matcher.wants(kind) or self.catalog.listeners.wants(kind),

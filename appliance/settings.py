@@ -200,6 +200,18 @@ class StoreSettings(Section):
     )
 
 
+class SourceSettings(Section):
+    """Reading rows of other databases (config/sources)."""
+
+    connect_timeout: Duration = Field(
+        timedelta(seconds=5), ge=2 * _S, le=_M, description="Time limit of connecting to a source's database."
+    )
+    statement_timeout: Duration = Field(
+        timedelta(seconds=10), ge=100 * _MS, le=10 * _M, description="Time limit of one query of a source."
+    )
+    concurrency: int = Field(4, ge=1, le=100, description="Sources that one replica reads at once.")
+
+
 class OutboundSettings(Section):
     """Where actions may connect to."""
 
@@ -260,6 +272,7 @@ class Settings(Section):
     stream: StreamSettings = StreamSettings()
     engine: EngineSettings = EngineSettings()
     store: StoreSettings = StoreSettings()
+    sources: SourceSettings = SourceSettings()
     outbound: OutboundSettings = OutboundSettings()
     smtp: SmtpSettings = SmtpSettings()
     log: LogSettings = LogSettings()

@@ -226,6 +226,7 @@ class Supervisor:
                 "active": replica.consumer.active,
                 "workflows": len(replica.catalog.workflows()),
                 "refused": sorted(replica.catalog.broken),
+                "sources": replica.poller.health(),
             },
         )
 
@@ -241,6 +242,7 @@ class Supervisor:
             self.watch(replica.outbox.run_forever(), "outbox"),
             self.watch(replica.recovery.run_forever(), "recovery"),
             self.watch(replica.ticker.run_forever(), "schedules"),
+            self.watch(replica.poller.run_forever(), "sources"),
         ]
         side = [
             self.watch(replica.catalog.run(), "catalog"),
@@ -275,6 +277,7 @@ class Supervisor:
         replica.timers.stop()
         replica.recovery.stop()
         replica.ticker.stop()
+        replica.poller.stop()
         await asyncio.gather(replica.consumer.stop(grace.total_seconds()), server.stop(grace))
         await replica.intake.drain()
         replica.outbox.stop()

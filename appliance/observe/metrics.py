@@ -50,6 +50,18 @@ class Metrics:
             "ingest_refused", "Events not taken in: overload, rate, unavailable, malformed, too-large.", "reason"
         )
 
+        self.source_rows = self._counter(
+            "source_rows",
+            "Rows of polling sources, by what became of them: event, repeat, refused, missed.",
+            "source",
+            "outcome",
+        )
+        self.source_polls = self._counter("source_polls", "Looks at polling sources, ok or error.", "source", "result")
+        self.source_poll_seconds = self._histogram("source_poll_seconds", "Duration of one look at a source.", "source")
+        self.source_failures = self._gauge("source_failures", "Looks at a source that failed in a row.", "source")
+        self.source_polled = self._gauge(
+            "source_polled_timestamp_seconds", "Unix time of the last look at a source that worked.", "source"
+        )
         self.outbox_sent = self._counter("outbox_sent", "Events that the outbox put into a stream later.")
 
     def _stream(self) -> None:
