@@ -17,6 +17,8 @@ from appliance.errors import ApplianceError, ConfigurationError
 COMMANDS = {
     "run": "appliance.cli.run:run",
     "validate": "appliance.cli.validate:validate",
+    "import": "appliance.cli.import_:import_",
+    "export": "appliance.cli.export:export",
     "submit": "appliance.cli.ingest:submit",
     "publish": "appliance.cli.ingest:publish",
     "events": "appliance.cli.events:events",

@@ -21,8 +21,10 @@ from appliance.http.api import Api
 from appliance.http.auth import Authenticator
 from appliance.http.body import Disconnected
 from appliance.http.explanations import Explanations
+from appliance.http.exports import Exports
 from appliance.http.ingest import Ingest
 from appliance.http.interventions import Interventions
+from appliance.http.machines import MachineApi
 from appliance.http.meters import NO_ROUTE, RouteMeter
 from appliance.http.openapi import document_of
 from appliance.http.operations import Handler, Operation
@@ -111,10 +113,12 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Explanations(services).operations(),
         *Traces(services).operations(),
         *Api(services).operations(),
+        *Exports(services).operations(),
         *Recoveries(services).operations(),
         *ScheduleApi(services).operations(),
         *Interventions(services).operations(),
         *Starts(services, admission).operations(),
+        *MachineApi(services).operations(),
         *TaskApi(services).operations(),
         *Answers(services).operations(),
         *Probes(services.health, services.metrics).operations(),
@@ -172,8 +176,8 @@ def _routes(handlers: Mapping[Operation, Handler]) -> Sequence[Route]:
 
 
 def _pattern(path: str) -> str:
-    """Names that others choose (a sender's ids, workflows) may contain slashes."""
-    return re.sub(r"/(events|workflows)/{(\w+)}", r"/\1/{\2:path}", path)
+    """Names that others choose (a sender's ids, workflows, business keys) may contain slashes."""
+    return re.sub(r"/(events|workflows|machines/{workflow})/{(\w+)}", r"/\1/{\2:path}", path)
 
 
 def _by_method(methods: Mapping[str, Handler]) -> Handler:

@@ -52,7 +52,8 @@ def condition(spec: Any, key: str, draft: Draft, root: str) -> Any:
     ``root`` is what their paths lead into: ``data`` in a trigger, ``input`` in a step.
     """
     if isinstance(spec, list):
-        return [condition(item, f"{key}[{index}]", draft, root) for index, item in enumerate(spec)]
+        found = [condition(item, f"{key}[{index}]", draft, root) for index, item in enumerate(spec)]
+        return found[0] if len(found) == 1 else found
     if not isinstance(spec, dict) or not spec:
         draft.complain(f"not a condition: {spec!r:.80}", key, CRITERIA)
         return {}

@@ -34,12 +34,14 @@ class FlowGraph:
     out: dict[str, list[Edge]] = field(default_factory=dict)
     inner: dict[str, list[tuple[str, Any, str]]] = field(default_factory=dict)
     """By a block of ours: what is drawn of the steps in it, which is no node by itself: (id, step, key)."""
+    leaps: dict[str, list[str]] = field(default_factory=dict)
+    """By a block of ours: where the steps in it jump to."""
     start: str = ""
     ranks: dict[str, int] = field(default_factory=dict)
 
     def targets(self, node: str) -> list[str]:
         """Where the edges of a node lead, each once."""
-        return list(dict.fromkeys(edge.target for edge in self.out[node]))
+        return list(dict.fromkeys([*(edge.target for edge in self.out[node]), *self.leaps.get(node, ())]))
 
     def reach(self, first: str, stop: str | None = None) -> set[str]:
         """All that can be come to from ``first``, itself included, without passing ``stop``."""
@@ -125,10 +127,12 @@ def block_of(node: Any) -> str | None:
 
 
 def _read_edges(graph: FlowGraph, edges: list[Any], key: str, draft: Draft) -> None:
-    inner = {node for drawn in graph.inner.values() for node, _, _ in drawn}
+    inner = {node: block for block, drawn in graph.inner.items() for node, _, _ in drawn}
     for index, edge in enumerate(edges):
         place = f"{key}[{index}]"
-        if isinstance(edge, dict) and edge.get("source") in inner and edge.get("target") in inner:
+        if isinstance(edge, dict) and edge.get("source") in inner:
+            if edge.get("target") in graph.nodes:
+                graph.leaps.setdefault(inner[edge["source"]], []).append(edge["target"])
             continue
         if not isinstance(edge, dict):
             draft.complain("not an edge", place, '{"id": …, "source": …, "target": …}')
@@ -186,7 +190,7 @@ def _circle(graph: FlowGraph, among: list[str]) -> Iterator[str]:
 
 def _begin(graph: FlowGraph, starts: set[str], draft: Draft) -> None:
     """Find the node at which a run begins, from which all others must be reached."""
-    targeted = {edge.target for edges in graph.out.values() for edge in edges}
+    targeted = {target for node in graph.nodes for target in graph.targets(node)}
     marked = [node for node in graph.nodes if type_of(graph.nodes[node]) in starts or _is_trigger(graph.nodes[node])]
     for node in marked:
         if node in targeted:

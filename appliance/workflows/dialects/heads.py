@@ -26,8 +26,8 @@ def head(document: Object, draft: Draft, known: Iterable[str]) -> Object:
     """Name, description, ``enabled``, ``priority`` and ``order``; keys that are none of ``known`` are problems."""
     body, prefix = body_of(document)
     if body is not document:
-        draft.refuse_unknown(document, "", (*HEAD, "definition"))
-    draft.refuse_unknown(body, prefix.rstrip("."), (*HEAD, *known))
+        draft.refuse_unknown(document, "", ("definition", *HEAD))
+    draft.refuse_unknown(body, prefix.rstrip("."), (*known, *HEAD))
     native: Object = {}
     for part, place in ((body, prefix), (document, "")):
         for key in HEAD:

@@ -35,14 +35,18 @@ _CASES = ("branches", "cases")
 
 @dataclass(frozen=True, slots=True)
 class Jumps:
-    """Where the edges of a node lead: ``out`` without a name, ``named`` by their handle."""
+    """Where the edges of a node lead: ``out`` without a name, ``named`` by their handle.
+
+    ``leaps`` is where steps inside a block of ours jump.
+    """
 
     out: list[str] = field(default_factory=list)
     named: dict[str, str] = field(default_factory=dict)
+    leaps: list[str] = field(default_factory=list)
 
     def sides(self) -> list[str]:
-        """Where the named edges lead."""
-        return list(self.named.values())
+        """Where the named edges, and those out of a block, lead."""
+        return [*self.named.values(), *self.leaps]
 
     def all(self) -> list[str]:
         """Where all edges lead."""
@@ -78,7 +82,7 @@ class Nodes:
     def _jumps_of(self, node: str) -> Jumps:
         given, data = self._graph.nodes[node], self._data(node)
         edges = self._graph.out[node]
-        jumps = Jumps()
+        jumps = Jumps(leaps=self._graph.leaps.get(node, []))
         asks = type_of(given) in CONDITIONS and "step" not in data
         for edge in edges:
             name = self._name(edge, data, asks=asks, sole=len(edges) == 1)
@@ -136,7 +140,7 @@ class Nodes:
             native = self._draft.joined(native, self._kind(node, stop, nested=nested), key, id=f"{key}.id")
             if "error" in self._jumps[node].named:
                 native["on_error"] = self._label(self._jumps[node].named["error"], stop)
-        if "choose" not in native or "step" in data:
+        if falls_through(native):
             self._lead(native, key, target, following, stop)
         return native
 
@@ -331,6 +335,12 @@ def _event(outer: Object) -> tuple[str, str] | None:
         if isinstance(outer.get(word), dict) and isinstance(outer[word].get("event"), str):
             return f"{word}.event", outer[word]["event"]
     return None
+
+
+def falls_through(step: Object) -> bool:
+    """Whether a step goes on behind itself: a choice that always jumps doesn't."""
+    branches = [branch for branch in step.get("choose") or [] if isinstance(branch, dict)]
+    return not branches or any("steps" in branch for branch in branches) or all("when" in b for b in branches)
 
 
 def nested_lists(step: Object) -> Iterator[tuple[str, list[Any]]]:

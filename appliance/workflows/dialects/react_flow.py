@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from appliance.errors import DefinitionError
 from appliance.workflows.dialects.draft import Draft, Object, Translation
-from appliance.workflows.dialects.flow_graph import FlowGraph, read_graph
+from appliance.workflows.dialects.flow_graph import FlowGraph, read_graph, type_of
 from appliance.workflows.dialects.heads import body_of, head
 from appliance.workflows.dialects.nodes import STARTS, Nodes
 from appliance.workflows.revision import END
@@ -40,7 +40,8 @@ def translate(document: Object) -> Translation:
     native = head(document, draft, (*WRAPPERS, *_BESIDE) if wrapped else (*_GRAPH, *_BESIDE))
     if wrapped:
         draft.refuse_unknown(body, prefix.rstrip("."), _GRAPH)
-    graph = read_graph(body, prefix, STARTS, draft)
+    _refuse_states(body, prefix, draft)
+    graph = read_graph(body, prefix, STARTS, draft) if not draft.problems else None
     if graph is None:
         raise DefinitionError(*draft.problems)
     nodes = Nodes(graph, draft)
@@ -59,6 +60,13 @@ def _graph_of(document: Object) -> tuple[Object, str]:
         if isinstance(body.get(key), dict) and "nodes" not in body:
             return body[key], f"{prefix}{key}."
     return body, prefix
+
+
+def _refuse_states(body: Object, prefix: str, draft: Draft) -> None:
+    for index, node in enumerate(body["nodes"]):
+        if isinstance(node, dict) and type_of(node) == "state":
+            expected = "its definition in our own language: appliance export --as yaml"
+            draft.complain("the drawing of a state machine can't be imported", f"{prefix}nodes[{index}].type", expected)
 
 
 class _Layout:
