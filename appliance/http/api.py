@@ -28,6 +28,7 @@ from appliance.store.history import Page
 
 PREFIX = "/api/v1"
 RUN_STATUSES = ("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled")
+ORIGINS = ("event", "manual", "schedule", "subflow", "replay", "rerun")
 OUTCOMES = ("handled", "unmatched", "dead")
 LETTER_STATUSES = ("open", "redriven", "discarded")
 
@@ -40,6 +41,7 @@ _EVENT_FILTERS = (
 _RUN_FILTERS = (
     Parameter("workflow", "Only runs of the workflow of this name."),
     Parameter("status", "Only runs in this state.", RUN_STATUSES),
+    Parameter("origin", "Only runs that were started so.", ORIGINS),
 )
 _EVENT_ID = Parameter("event_id", "Only runs of this event: its uid, or its sender's id.")
 _LETTER_FILTERS = (
@@ -74,7 +76,7 @@ class Api:
             get("/events", self.list_events, "List events, newest first", parameters=EVENTS, answer="Page"),
             get("/events/{id}", self.get_event, "Show an event", answer="Event"),
             get("/runs", self.list_runs, "List runs, newest first", parameters=RUNS, answer="Page"),
-            get("/runs/{id}", self.get_run, "Show a run with its steps", answer="Run"),
+            get("/runs/{id}", self.get_run, "Show a run in full", answer="Run"),
             get("/dead-letters", self.list_letters, "List dead letters", parameters=LETTERS, answer="Page"),
             get("/dead-letters/{id}", self.get_letter, "Show a dead letter", answer="DeadLetter"),
             get("/actions", self.list_actions, "List the actions that are installed"),
@@ -139,7 +141,7 @@ class Api:
         return _page(page)
 
     async def get_run(self, request: Request) -> Reply:
-        """One run with its steps, attempts and deliveries."""
+        """One run with its steps and attempts, what it waits for and whom it asked or called."""
         return json_reply(await self._history.get_run(request.path_params["id"]))
 
     async def list_letters(self, request: Request) -> Reply:

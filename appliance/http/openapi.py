@@ -114,6 +114,8 @@ _RUN = _object(
     status=_one_of("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled"),
     priority=_TEXT,
     origin=_MAYBE,
+    asked=_MAYBE,
+    outcome=_MAYBE,
     started_at=_TEXT,
     finished_at=_MAYBE,
     updated_at=_TEXT,
@@ -121,7 +123,7 @@ _RUN = _object(
 )
 _STEP = _object(
     id=_TEXT,
-    status=_one_of("running", "retrying", "waiting", "succeeded", "failed", "skipped", "cancelled"),
+    status=_one_of("running", "retrying", "waiting", "unknown", "succeeded", "failed", "skipped", "cancelled"),
     attempt=_NUMBER,
     started_at=_MAYBE,
     finished_at=_MAYBE,
@@ -140,6 +142,34 @@ _DELIVERY = _object(
     error=_MAYBE,
     updated_at=_TEXT,
 )
+_MACHINE: Mapping[str, Any] = {"key": _MAYBE, "state": _MAYBE, "since": _MAYBE, "deadline": _MAYBE}
+_RUN_IN_FULL: Mapping[str, Any] = {
+    "input": _ANY,
+    "output": _ANY,
+    "parent": {**_object(run_id=_TEXT, step=_TEXT), "type": ["object", "null"]},
+    "rerun_of": {**_object(run_id=_TEXT, **{"from": _MAYBE}), "type": ["object", "null"]},
+    "machine": {**_object(**_MACHINE), "type": ["object", "null"]},
+    "steps": _list_of(_STEP),
+    "deliveries": _list_of(_DELIVERY),
+    "children": _list_of(_object(step=_TEXT, run_id=_TEXT, workflow=_MAYBE, status=_MAYBE, outcome=_MAYBE)),
+    "tasks": _list_of(_object(id=_TEXT, step=_TEXT, status=_TEXT, title=_TEXT)),
+    "waits": _list_of(_object(step=_TEXT, since=_TEXT, event=_ANY, match=_ANY, when=_ANY)),
+    "signals": _list_of(
+        _object(
+            id=_TEXT,
+            step=_TEXT,
+            kind=_one_of("event", "answer", "child", "settle"),
+            event_uid=_MAYBE,
+            event_id=_MAYBE,
+            type=_MAYBE,
+            by=_MAYBE,
+            at=_TEXT,
+            taken={"enum": ["taken", "ignored", None]},
+            taken_by=_MAYBE,
+            taken_at=_MAYBE,
+        )
+    ),
+}
 _EVENT = _object(
     uid=_TEXT,
     id=_TEXT,
@@ -212,7 +242,17 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         "required": ["items", "next_cursor"],
     },
     "Event": _EVENT,
-    "Run": {**_RUN, "properties": {**_RUN["properties"], "steps": _list_of(_STEP), "deliveries": _list_of(_DELIVERY)}},
+    "Run": {**_RUN, "properties": {**_RUN["properties"], **_RUN_IN_FULL}},
+    "Machine": _object(
+        workflow=_TEXT,
+        revision=_NUMBER,
+        run_id=_TEXT,
+        status=_TEXT,
+        started_at=_TEXT,
+        **_MACHINE,
+        events=_list_of(_object(event=_TEXT, when=_ANY, next=_TEXT)),
+        history=_list_of(_object(kind=_one_of("state", "event"), at=_MAYBE, state=_MAYBE)),
+    ),
     "DeadLetter": _object(
         id=_TEXT,
         kind=_one_of("entry", "step"),

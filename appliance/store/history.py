@@ -275,7 +275,8 @@ async def _whole_run(conn: Connection, run_id: str) -> tuple[Item, Mapping[str, 
     definition, place, of_event = run.pop("definition"), run.pop("place"), run.pop("event_data")
     details = run["details"] or {}
     run["input"] = details.get("input", of_event)
-    run["rerun_of"] = details.get("rerun_of")
+    again, start = details.get("rerun_of"), (details.get("rerun") or {}).get("from")
+    run["rerun_of"] = {"run_id": again, "from": start} if again else None
     run["machine"] = machine_of(definition, place, run.pop("business_key"))
     return run, definition, place
 

@@ -195,6 +195,16 @@ async def test_a_run_tells_what_it_waits_for_what_came_in_and_whom_it_called(wri
     called = await history.get_run(child)
     assert (called["origin"], called["parent"]) == ("subflow", {"run_id": run_id, "step": "call"})
     assert (called["input"], called["output"], called["outcome"]) == (None, [1], "done")
+    again = await writer.run(
+        workflow,
+        T0 + 6,
+        origin="rerun",
+        details={"rerun_of": run_id, "rerun": {"run": run_id, "from": "charge"}},
+        event_uid=event,
+    )
+    rerun = await history.get_run(again)
+    assert (rerun["rerun_of"], rerun["input"]) == ({"run_id": run_id, "from": "charge"}, {"n": 1})
+    assert run["rerun_of"] is None
     assert {"details", "definition", "place", "event_data"}.isdisjoint(called)
 
 

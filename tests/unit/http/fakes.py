@@ -139,6 +139,12 @@ class FakeHistory:
     async def list_workflows(self, **more: Any) -> Page:
         return self._answer("workflows", more)
 
+    async def list_machines(self, filters: Any = None, **more: Any) -> Page:
+        return self._answer("machines", filters, more)
+
+    async def get_machine(self, workflow: str, key: str) -> dict[str, Any]:
+        return self._item(f"{workflow} {key}")
+
     async def find_events(self, event_id: str, limit: int = 100) -> list[dict[str, Any]]:
         return [self.items[event_id]] if event_id in self.items else []
 

@@ -72,6 +72,10 @@ async def test_lists_are_pages_with_their_filters(client: httpx.AsyncClient, fak
     await client.get("/api/v1/runs?event_id=e&workflow=w&status=failed", headers=KEY)
     paging = {"event_id": "e", "span": Span(), "cursor": None, "limit": 50}
     assert fakes.history.calls[-1] == ("runs", {"workflow": "w", "status": "failed"}, paging)
+    await client.get("/api/v1/runs?origin=manual", headers=KEY)
+    assert fakes.history.calls[-1][1] == {"origin": "manual"}
+    await client.get("/api/v1/machines?workflow=w&key=k&cursor=7:k&limit=2", headers=KEY)
+    assert fakes.history.calls[-1] == ("machines", {"workflow": "w", "key": "k"}, {"cursor": "7:k", "limit": 2})
     fakes.history.items["order-1"] = {"uid": UUID}
     await client.get("/api/v1/dead-letters?status=open&event_id=order-1", headers=KEY)
     assert fakes.history.calls[-1][1] == {"status": "open", "event_uid": UUID}
@@ -113,6 +117,13 @@ async def test_one_item_is_shown_or_not_found(client: httpx.AsyncClient, fakes: 
 async def test_a_senders_id_may_contain_slashes(client: httpx.AsyncClient, fakes: Fakes) -> None:
     fakes.history.items["a/b"] = {"id": "a/b"}
     assert (await client.get("/api/v1/events/a%2Fb", headers=KEY)).json() == {"id": "a/b"}
+
+
+async def test_a_machine_is_shown_by_its_business_key(client: httpx.AsyncClient, fakes: Fakes) -> None:
+    fakes.history.items["refund o/17 ä"] = {"state": "pending"}
+    response = await client.get("/api/v1/machines/refund/o%2F17%20%C3%A4", headers=KEY)
+    assert response.json() == {"state": "pending"}
+    assert (await client.get("/api/v1/machines/refund/other", headers=KEY)).status_code == 404
 
 
 @pytest.mark.parametrize(
