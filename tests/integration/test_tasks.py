@@ -172,7 +172,7 @@ async def test_an_answer_that_doesnt_fit_changes_nothing(desk: Desk) -> None:
     assert (await desk.count("signals"), await desk.count("timers"), await desk.count("audit_log")) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("task_id", [uuid7(T0), "x", ""])
+@pytest.mark.parametrize("task_id", ["01a0c450-6c00-72b5-8235-939974b539db", "x", ""])
 async def test_an_unknown_task_is_not_found(desk: Desk, task_id: str) -> None:
     with pytest.raises(NotFound):
         await desk.tasks.get_task(task_id)
