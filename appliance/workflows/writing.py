@@ -90,7 +90,7 @@ def _block(text: str, depth: int) -> str | None:
     """A text of several lines as a literal block; None if it can't be one."""
     lines = text.split("\n")
     bare = text.rstrip("\n")
-    if len(lines) < 2 or not bare or bare[0] in " \t" or len(text) - len(bare) > 1:
+    if len(lines) < 2 or not bare or bare[0] in " \t\n" or len(text) - len(bare) > 1:
         return None
     if any(not _is_printable(line) or "\t" in line or line != line.rstrip() for line in lines):
         return None
