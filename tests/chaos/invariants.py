@@ -61,6 +61,7 @@ class Findings:
         return f"{accepted} accepted, {faults} faults, {len(self.lost)} lost, {repeated} repeated"
 
 
+# A person who retries a run gives its step all its attempts again: they are numbered anew.
 _RULES: tuple[tuple[str, LiteralString], ...] = (
     (
         "I3: more than one run of a workflow for an event",
@@ -73,11 +74,14 @@ _RULES: tuple[tuple[str, LiteralString], ...] = (
     (
         "I3: an attempt failed after its step had succeeded",
         "SELECT a.run_id, a.key, a.attempt, s.attempt FROM attempts a JOIN steps s USING (run_id, key) "
-        "WHERE s.status = 'succeeded' AND (a.attempt >= s.attempt OR a.finished_at > s.finished_at)",
+        "WHERE s.status = 'succeeded' AND (a.attempt >= s.attempt OR a.finished_at > s.finished_at) "
+        "AND NOT EXISTS (SELECT FROM audit_log l WHERE l.action = 'run.retry' AND l.subject = a.run_id::text)",
     ),
     (
         "I3: the same attempt failed twice",
-        "SELECT run_id, key, attempt, count(*) FROM attempts GROUP BY 1, 2, 3 HAVING count(*) > 1",
+        "SELECT a.run_id, a.key, a.attempt, count(*) FROM attempts a WHERE NOT EXISTS "
+        "(SELECT FROM audit_log l WHERE l.action = 'run.retry' AND l.subject = a.run_id::text) "
+        "GROUP BY 1, 2, 3 HAVING count(*) > 1",
     ),
     (
         "a run without its event",

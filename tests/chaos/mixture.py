@@ -252,10 +252,11 @@ class Crowd:
 
 
 @contextlib.asynccontextmanager
-async def open_crowd(site: Site, tables: Tables, dice: random.Random) -> AsyncIterator[Crowd]:
-    """A crowd whose people answer and settle by themselves until the block ends."""
+async def open_crowd(site: Site, tables: Tables, dice: random.Random, *, busy: bool = True) -> AsyncIterator[Crowd]:
+    """A crowd; if ``busy``, it answers tasks and settles steps by itself until the block ends."""
     crowd = Crowd(site, tables, dice)
-    people = [asyncio.create_task(_again(act)) for act in (crowd.answer_tasks, crowd.settle_unknown)]
+    acts = (crowd.answer_tasks, crowd.settle_unknown) if busy else ()
+    people = [asyncio.create_task(_again(act)) for act in acts]
     try:
         yield crowd
     finally:

@@ -40,14 +40,25 @@ class Scene:
         kills = min(int(os.environ.get("CHAOS_KILLS", short)), _MOST_KILLS)
         return Storm(self.site.fleet, self.dice, kills, freezes=LONG)
 
-    async def check(self, *, deaths: int = 0, blind: int = 0) -> None:
-        """Everything that must hold at rest; ``blind`` of the deaths left no line in a log."""
+    async def check(
+        self, *, deaths: int = 0, blind: int = 0, losses: int = 0, lost: int = 0, accounts: bool = True
+    ) -> None:
+        """Everything that must hold at rest; ``blind`` of the deaths left no line in a log.
+
+        ``losses`` says how often Redis lost something, and ``lost`` how many events went with it. Without ``accounts``
+        the ledger's counters aren't looked at.
+        """
         await self.site.at_rest()
         violations = await self.tables.violations()
         assert not violations, "\n".join(violations)
         once = [request.key for request in self.site.sink.requests if request.path in ONCE]
         assert len(set(once)) == len(once), "what is done at most once was done twice"
-        await self.site.check(most_repeated=deaths * CONCURRENCY * AT_ONCE, faults=blind)
+        await self.site.check(
+            most_repeated=(deaths + 2 * losses) * CONCURRENCY * AT_ONCE,  # what both replicas had under way
+            faults=blind + losses,
+            one_life=not losses,
+            lost=lost if accounts else None,
+        )
 
 
 @pytest.fixture
