@@ -80,6 +80,8 @@ class World:
         self.revisions = {w.name: Revision(n, n, 1, w) for n, w in enumerate(family)}
         self.begun: Counter[tuple[str, str]] = Counter()
         """Attempts by (run, step key)."""
+        self.done: set[tuple[str, str]] = set()
+        """Steps whose effect there was, by (run, step key)."""
         self.again: Counter[tuple[str, str]] = Counter()
         """How often a person said that a step is to be tried again."""
         self.finished: dict[str, Any] = {}
@@ -329,6 +331,7 @@ class _Actions:
         await asyncio.sleep(chance.choice([0.0, 0.01, 0.5, 3.0]))
         drawn = chance.random()
         if drawn < 0.7:
+            world.done.add((run_id, key))
             return Succeeded({"n": chance.randrange(10)})
         kind, retryable = next(k for limit, *k in _FAILURES if drawn < limit)
         return Failed(f"{kind} {attempt}", bool(retryable), kind)  # type: ignore[arg-type]

@@ -18,8 +18,10 @@ from appliance.engine.state import (
     SUCCEEDED,
     UNKNOWN,
     WAITING,
+    Facts,
     step_of,
 )
+from appliance.engine.turn import Turn
 from appliance.store.rows import StepRow
 from appliance.workflows.revision import Workflow
 from tests.unit.engine.made import Maker
@@ -27,7 +29,7 @@ from tests.unit.engine.people import People
 from tests.unit.engine.simulation import MAIN, Storm, World
 from tests.unit.engine.tables import Run
 
-CASES = int(os.environ.get("SIMULATION_CASES", "400"))
+CASES = int(os.environ.get("SIMULATION_CASES", "240"))
 SEED = os.environ.get("SIMULATION_SEED")
 _GROUPS = 8
 _WAYS = 4
@@ -156,6 +158,8 @@ def _check_standing(world: World, run: Run) -> None:
         if row.status == UNKNOWN:
             continue
         assert row.status == WAITING, f"{row.key} is {row.status} for ever"
+        asked_to_end = kind == "workflow" and row.error is not None
+        assert asked_to_end or _is_live(world, run, row.key), f"nothing goes on behind {row.key}"
         if kind == "human_task":
             assert world.tables.tasks[run.id, row.key] == "open"
         elif kind == "workflow":
@@ -174,6 +178,21 @@ def _check_over(world: World, run: Run, *, disturbed: bool) -> None:
     if run.error != "end":
         assert not [row.key for row in run.steps.values() if row.status == UNKNOWN]
         _check_undone(world.workflow(run), run)
+        _check_known(world, run)
+
+
+def _is_live(world: World, run: Run, key: str) -> bool:
+    state = run.loaded()
+    return Turn(world.workflow(run), Facts({}), state, 0.0).is_live(state.steps[key])
+
+
+def _check_known(world: World, run: Run) -> None:
+    """Of what can be undone no effect is forgotten, whoever died while it happened."""
+    workflow = world.workflow(run)
+    for key, row in run.steps.items():
+        step = workflow.steps[workflow.by_id[step_of(key)]]
+        if step.compensate is not None and not step.at_most_once and (run.id, key) in world.done:
+            assert row.status == SUCCEEDED, f"{key} had its effect and is {row.status}"
 
 
 def _check_undone(workflow: Workflow, run: Run) -> None:
