@@ -11,6 +11,7 @@ from appliance.cli.ingest import json_value
 from appliance.cli.listing import emit_page, paged, spanned
 from appliance.cli.tables import emit, fields, table
 
+ORIGINS = ("event", "manual", "schedule", "subflow", "replay", "rerun")
 STATUSES = ("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled")
 
 
@@ -23,6 +24,7 @@ def runs() -> None:
 @click.option("--event-id", metavar="ID", help="Only runs for this event.")
 @click.option("--workflow", metavar="NAME", help="Only runs of this workflow.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only runs in this state.")
+@click.option("--origin", type=click.Choice(ORIGINS), help="Only runs that were started so.")
 @spanned
 @paged
 @json_option
@@ -39,7 +41,7 @@ def list_(client: Client, /, limit: int, cursor: str | None, as_json: bool, **fi
 @json_option
 @connected
 def show(client: Client, run_id: str, as_json: bool) -> None:
-    """Show one run with its steps, attempts and deliveries."""
+    """Show one run: its steps and attempts, what it waits for, whom it asked or called, and what came in."""
     run = client.get(f"{API}/runs/{quoted(run_id)}")
     emit(run, _describe(run), as_json=as_json)
 
@@ -128,14 +130,26 @@ def _act(client: Client, run_id: str, verb: str, as_json: bool, body: dict[str, 
     emit(answer, fields((("id", run_id), ("status", status or "accepted"))), as_json=as_json)
 
 
+_KNOWN = (
+    "id", "workflow", "revision", "event_id", "status", "asked", "origin", "parent", "rerun_of", "machine",
+    "started_at", "finished_at", "outcome", "output", "error",
+)  # fmt: skip
+_PARTS = {
+    "waits": ["step", "since", "event", "match", "when"],
+    "tasks": ["id", "step", "status", "title", "assignee", "group", "due_at"],
+    "children": ["step", "run_id", "workflow", "status", "outcome"],
+    "signals": ["at", "kind", "step", "type", "event_id", "by", "taken", "taken_by"],
+    "deliveries": ["step", "channel", "recipient", "status", "attempts", "message_id"],
+}
+"""What a run may have besides steps, each as a table with these columns."""
+
+
 def _describe(run: dict[str, Any]) -> str:
-    known = ("id", "workflow", "revision", "event_id", "status", "started_at", "finished_at", "error")
-    parts = [fields((name, run.get(name)) for name in known)]
+    parts = [fields((name, run.get(name)) for name in _KNOWN)]
     steps = run.get("steps") or []
     parts.append(table(steps, ["id", "status", "attempt", "finished_at", "output", "error"], empty="no steps yet"))
     attempts = [{"step": s.get("id"), **a} for s in steps for a in s.get("attempts") or ()]
     if attempts:
         parts.append(table(attempts, ["step", "attempt", "finished_at", "error"]))
-    if run.get("deliveries"):
-        parts.append(table(run["deliveries"], ["step", "channel", "recipient", "status", "attempts", "message_id"]))
+    parts += [table(run[part], columns) for part, columns in _PARTS.items() if run.get(part)]
     return "\n\n".join(parts)
