@@ -23,6 +23,7 @@ from appliance.plugin import Action
 from appliance.rules.matcher import Matcher, Rule
 from appliance.store.definitions import CurrentWorkflow, DefinitionStore, NewDefinition, StoredRevision
 from appliance.workflows.compile import compile_workflow
+from appliance.workflows.cycles import Cycle, find_cycles
 from appliance.workflows.dialects import compile_document
 from appliance.workflows.folder import DefinitionFile, Folder
 from appliance.workflows.revision import Revision, Workflow
@@ -55,6 +56,8 @@ class Catalog:
         self._fresh: dict[str, Workflow] = {}
         """What was put but not taken over yet, by digest: it needn't be compiled again."""
         self._lock = asyncio.Lock()
+        self._cycles: tuple[Cycle, ...] = ()
+        self._looked_at: Matcher | None = None
 
     @property
     def version(self) -> int:
@@ -90,9 +93,27 @@ class Catalog:
             try:
                 began = time.monotonic()
                 await self.refresh()
+                await self.look_for_cycles()
                 took_s = time.monotonic() - began
             except StoreUnavailable as error:
                 log.warning("the workflows can't be refreshed for now: %s", error)
+
+    def warnings(self, name: str) -> list[str]:
+        """What is odd about a workflow although it is in order: ways in which it triggers itself."""
+        return [f"triggers itself: {cycle}" for cycle in self._cycles if name in cycle.names]
+
+    async def look_for_cycles(self) -> None:
+        """Look for workflows that trigger themselves, if anything changed since; log those that are new."""
+        if self.matcher is self._looked_at:
+            return
+        matcher, before = self.matcher, set(self._cycles)
+        enabled = {rule.workflow for rule in matcher.rules}
+        workflows = [revision.workflow for revision in self._current.values()]
+        self._cycles = tuple(await asyncio.to_thread(find_cycles, workflows, enabled))
+        self._looked_at = matcher
+        for cycle in self._cycles:
+            if cycle not in before:
+                log.warning("workflows that trigger themselves, until engine.max_hops ends it: %s", cycle)
 
     def workflows(self) -> list[Revision]:
         """The revisions in force, disabled workflows left out, in the matcher's order."""

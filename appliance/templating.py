@@ -48,6 +48,11 @@ class Template:
     names: frozenset[str]
     """Ids of the steps that expressions name (``steps.<id>``)."""
 
+    @property
+    def written(self) -> Any:
+        """The value as it was written, with its expressions. Don't change what you get."""
+        return self._value
+
     def __init__(self, value: Any, render: Renderer | None, names: frozenset[str]) -> None:
         self._value = value
         self._render = render

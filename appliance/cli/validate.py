@@ -32,23 +32,30 @@ def validate(ctx: click.Context, paths: tuple[Path, ...], config_dir: Path | Non
     """
     problems: list[Problem] = []
     names: list[str] = []
+    warnings: list[str] = []
     try:
         settings = settings_here(config_dir)
         actions = registry_here(settings).actions
     except ConfigurationError as error:
         problems += error.problems
     else:
-        names, found = check_workflows(_files(paths, settings.config_dir / "workflows"), actions)
+        names, found = check_workflows(_files(paths, settings.config_dir / "workflows"), actions, warnings)
         problems += found
     document = {"ok": not problems, "workflows": names, "problems": [_as_json(problem) for problem in problems]}
     text = "\n".join(map(str, problems)) or f"ok: {len(names)} workflow{'' if len(names) == 1 else 's'}"
-    emit(document, text, as_json=as_json)
+    text = "\n".join([*(f"warning: {warning}" for warning in warnings), text])
+    emit({**document, "warnings": warnings}, text, as_json=as_json)
     if problems:
         ctx.exit(Exit.CONFIGURATION)
 
 
-def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tuple[list[str], list[Problem]]:
-    """The names of the workflows that are in order, and every problem of the others. One name belongs to one file."""
+def check_workflows(
+    files: Iterable[Path], actions: Mapping[str, Action], warnings: list[str] | None = None
+) -> tuple[list[str], list[Problem]]:
+    """The names of the workflows that are in order, and every problem of the others. One name belongs to one file.
+
+    What is odd without being wrong is added to ``warnings``.
+    """
     from appliance.workflows.folder import read_definition
 
     owners: dict[str, Path] = {}
@@ -64,7 +71,17 @@ def check_workflows(files: Iterable[Path], actions: Mapping[str, Action]) -> tup
         if owner is not path:
             problems.append(Problem(f"{workflow.name!r} is already defined in {owner}", key="name", file=str(path)))
         workflows.setdefault(workflow.name, workflow)
+    if warnings is not None:
+        warnings += _circles(workflows, owners)
     return sorted(owners), [*problems, *_cycles(workflows, owners)]
+
+
+def _circles(workflows: Mapping[str, Workflow], owners: Mapping[str, Path]) -> Iterator[str]:
+    """Workflows that trigger themselves, each with the file of the first."""
+    from appliance.workflows.cycles import find_cycles
+
+    for cycle in find_cycles(workflows.values()):
+        yield f"{owners[cycle.names[0]]}: triggers itself: {cycle}"
 
 
 def _cycles(workflows: Mapping[str, Workflow], owners: Mapping[str, Path]) -> Iterator[Problem]:

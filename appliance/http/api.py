@@ -181,7 +181,8 @@ class Api:
 
     async def get_workflow(self, request: Request) -> Reply:
         """One workflow, by name or number."""
-        return json_reply(await self._history.get_workflow(request.path_params["name"]))
+        found = await self._history.get_workflow(request.path_params["name"])
+        return json_reply({**found, "warnings": self._services.catalog.warnings(found["name"])})
 
     async def put_workflow(self, request: Request) -> Reply:
         """201 with the revision that the definition became; 422 with every problem found."""

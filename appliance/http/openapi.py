@@ -199,6 +199,7 @@ _WORKFLOW = _object(
     updated_at=_TEXT,
     definition={"type": "object"},
     revisions=_list_of(_object(revision=_NUMBER, digest=_TEXT, created_at=_TEXT)),
+    warnings=_list_of(_TEXT),
 )
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {

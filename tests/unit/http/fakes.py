@@ -106,6 +106,9 @@ class FakeCatalog:
         self.put_documents.append((document, origin, actor))
         return FakeRevision(7, 2, FakeWorkflow(document["name"]))
 
+    def warnings(self, name: str) -> list[str]:
+        return [f"{name} is odd"]
+
 
 @dataclass
 class FakeHistory:
