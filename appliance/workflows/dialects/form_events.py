@@ -8,8 +8,8 @@
 
 Its texts have ``{name}`` placeholders. A parameter ``x_path`` is the path of the value of ``x``; beside an ``x`` it
 comes first. Each action of a step becomes a step (``step``, ``step_2`` …), and so does the question of a
-``human_task``, behind its actions. A transition without a condition becomes ``next``, one with a condition a pause of
-no length with ``if`` and ``next``.
+``human_task``, behind its actions. A transition without a condition becomes ``next``; those with conditions become a
+``choose`` of their own.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from appliance.workflows.dialects.actions import Given, length, texts, translate
 from appliance.workflows.dialects.draft import Draft, Object, Translation, plain_id
 from appliance.workflows.dialects.heads import body_of, head
 from appliance.workflows.dialects.texts import braces, lookup, quoted
+from appliance.workflows.revision import END
 
 NAME = "a form system's workflow"
 MARKS = "trigger with type and conditions, initial_step_id, steps with actions and transitions"
@@ -160,10 +161,7 @@ class _Steps:
             native.append(self._placed(name, native, self._action(action, inner), inner))
         if type_ == "human_task":
             native.append(self._placed(name, native, self._task(step, key), key))
-        transitions = self._transitions(name)
-        if not native or (transitions and transitions[0][1] is not None):
-            native.append(self._placed(name, native, {"delay": 0}, key))
-        return self._leave(name, native, transitions)
+        return self._leave(name, native, self._transitions(name))
 
     def _placed(self, name: str, before: list[Object], kind: Object, key: str) -> Object:
         """The next of the steps that a step of the source becomes."""
@@ -193,17 +191,22 @@ class _Steps:
         return native
 
     def _leave(self, name: str, native: list[Object], transitions: list[tuple[str, Any]]) -> list[Object]:
-        """Make the last of ``native`` lead where the transitions say."""
-        key = f"{self._keys[name]}.transitions"
+        """Make the last of ``native`` lead where the transitions say: the first that holds is taken."""
+        key = self._keys[name]
+        if not any(condition is not None for _, condition in transitions[:1]):
+            native = native or [self._placed(name, native, {"transform": None}, key)]
+            native[-1]["next"] = self._draft.step_id(transitions[0][0]) if transitions else END
+            return native
+        branches: list[Object] = []
         for index, (target, condition) in enumerate(transitions):
+            place = f"{key}.transitions[{index}]"
+            asked = {} if condition is None else {"when": condition}
+            branches.append(self._draft.at({**asked, "next": self._draft.step_id(target)}, place))
             if condition is None:
-                native[-1]["next"] = self._draft.step_id(target)
-                return native
-            native[-1] |= {"if": condition, "next": self._draft.step_id(target)}
-            self._draft.at(native[-1], self._keys[name], **{"if": f"{key}[{index}]", "next": f"{key}[{index}]"})
-            native.append(self._placed(name, native, {"delay": 0}, self._keys[name]))
-        native[-1]["next"] = "end"
-        return native
+                break
+        else:
+            branches.append({"next": END})
+        return [*native, self._placed(name, native, {"choose": branches}, key)]
 
 
 def _numbered(name: str, index: int) -> str:

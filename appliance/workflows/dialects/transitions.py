@@ -91,6 +91,8 @@ class _Machine:
         for name, native in self._states.items():
             if name in finals or not native.keys() & {"on", "deadline"}:
                 native["final"] = True
+            if "on" in native:
+                native["on"] = {event: ways if len(ways) > 1 else ways[0] for event, ways in native["on"].items()}
         states = {self._id(name): native for name, native in self._states.items()}
         self._draft.at(states, f"{self._prefix}states")
         return self._draft.at({"initial": self._id(str(initial)), "states": states}, "")

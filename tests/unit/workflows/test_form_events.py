@@ -169,14 +169,12 @@ def test_transitions_with_conditions() -> None:
             step("big", "webhook", to=[{"target": "small", "conditions": condition}]),
         )
     )
-    assert [(s.id, s.kind, s.condition is not None, s.next) for s in workflow.steps] == [
-        ("a", "action", False, None),
-        ("a_2", "delay", True, "big"),
-        ("a_3", "delay", False, "small"),
-        ("big", "action", False, None),
-        ("big_2", "delay", True, "small"),
-        ("big_3", "delay", False, "end"),
-        ("small", "action", False, "end"),
+    assert [(s.id, s.kind, [branch.target for branch in s.branches]) for s in workflow.steps] == [
+        ("a", "action", []),
+        ("a_2", "choose", [2, 4]),
+        ("big", "action", []),
+        ("big_2", "choose", [4, None]),
+        ("small", "action", []),
     ]
 
 
