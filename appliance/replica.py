@@ -16,6 +16,7 @@ from appliance.engine.actions import ActionRunner
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
 from appliance.engine.executor import Executor
+from appliance.engine.inlets import Inlets
 from appliance.engine.intake import Intake
 from appliance.engine.lifecycle import Lifecycle
 from appliance.engine.outbox import OutboxLoop
@@ -102,6 +103,7 @@ class Replica:
         self.timetable = Timetable(pool, self.catalog)
         sending = Sending(self.intake.backlog, self.producer.put, self.outbox.note)
         self.poller = Poller(SourceStore(pool), sending, settings, self.secrets, self.consumer_name)
+        self.inlets = Inlets(self.poller.folder, SourceStore(pool), settings, self.secrets)
         self.lifecycle = Lifecycle(
             engine.lifecycle_events,
             lambda kind: self.catalog.matcher.wants(kind) or self.catalog.listeners.wants(kind),

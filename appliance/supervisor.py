@@ -176,6 +176,7 @@ class Supervisor:
             tasks=replica.tasks,
             links=replica.links,
             schedules=replica.timetable,
+            sources=replica.inlets,
             registry=registry,
             ledger=replica.bookkeeper.ledger,
             recover=replica.recover,

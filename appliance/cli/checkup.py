@@ -214,6 +214,28 @@ def check_definitions(settings: Settings) -> Finding:
     return Finding("workflows", "ok", f"{len(names)} in {folder}")
 
 
+async def check_sources(settings: Settings) -> list[Finding]:
+    """The files of polling sources, and whether each database can be reached and gives the columns that are named."""
+    from appliance.engine.inlets import try_all
+    from appliance.sources.folder import SourceFolder, check_files
+    from appliance.workflows.loader import definition_files
+
+    path = settings.config_dir / "sources"
+    findings = [
+        Finding("sources", "fail", str(problem), "appliance validate shows every problem")
+        for problem in check_files(definition_files(path))[1][:1]
+    ]
+    folder = SourceFolder(path)
+    folder.scan()
+    sources = [source for source in folder.sources.values() if source.enabled]
+    secrets = {name: value.get_secret_value() for name, value in settings.secrets.items()}
+    for source, wrong in zip(sources, await try_all(sources, secrets, settings), strict=True):
+        check = f"source {source.name}"
+        advice = f"correct {path}, or look after its database; appliance sources test {source.name} tries again"
+        findings.append(Finding(check, "ok", "can be read") if wrong is None else Finding(check, "fail", wrong, advice))
+    return findings
+
+
 def check_process(url: str, status: int | None, reasons: str) -> Finding:
     """The running process at ``url``, or of a data folder, by what its ``/readyz`` answered (None: nothing)."""
     if status == 200:

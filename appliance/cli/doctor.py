@@ -72,6 +72,7 @@ def _examine(client: Client, config_dir: Path | None) -> list[Finding]:
     findings += asyncio.run(checkup.check_servers(settings))
     findings += checkup.check_plugins(settings)
     findings.append(checkup.check_definitions(settings))
+    findings += asyncio.run(checkup.check_sources(settings))
     return [*findings, _ask_process(client)]
 
 

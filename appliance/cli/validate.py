@@ -25,28 +25,51 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def validate(ctx: click.Context, paths: tuple[Path, ...], config_dir: Path | None, as_json: bool) -> None:
-    """Check settings and workflows; print every problem as file:line:column: key: message.
+    """Check settings, workflows and sources; print every problem as file:line:column: key: message.
 
-    PATH is a workflow file or a folder of them; without one, all of <config-dir>/workflows. Exits with 5 when there is
-    a problem.
+    PATH is a workflow file or a folder of them; without one, all of <config-dir>/workflows and <config-dir>/sources.
+    Exits with 5 when there is a problem.
     """
     problems: list[Problem] = []
     names: list[str] = []
     warnings: list[str] = []
+    sources: list[str] = []
     try:
         settings = settings_here(config_dir)
         actions = registry_here(settings).actions
     except ConfigurationError as error:
         problems += error.problems
     else:
-        names, found = check_workflows(_files(paths, settings.config_dir / "workflows"), actions, warnings)
-        problems += found
-    document = {"ok": not problems, "workflows": names, "problems": [_as_json(problem) for problem in problems]}
-    text = "\n".join(map(str, problems)) or f"ok: {len(names)} workflow{'' if len(names) == 1 else 's'}"
+        folder = settings.config_dir / "sources"
+        of_sources = [path for path in paths if _within(path, folder)]
+        if of_sources or not paths:
+            sources, found = check_sources(_files(of_sources, folder))
+            problems += found
+        if len(of_sources) < len(paths) or not paths:
+            others = [path for path in paths if path not in of_sources]
+            names, found = check_workflows(_files(others, settings.config_dir / "workflows"), actions, warnings)
+            problems += found
+    found_here = {"workflows": names, "sources": sources}
+    document = {"ok": not problems, **found_here, "problems": [_as_json(problem) for problem in problems]}
+    counted = [f"{len(names)} workflow{'' if len(names) == 1 else 's'}"]
+    counted += [f"{len(sources)} source{'' if len(sources) == 1 else 's'}"] if sources else []
+    text = "\n".join(map(str, problems)) or f"ok: {', '.join(counted)}"
     text = "\n".join([*(f"warning: {warning}" for warning in warnings), text])
     emit({**document, "warnings": warnings}, text, as_json=as_json)
     if problems:
         ctx.exit(Exit.CONFIGURATION)
+
+
+def check_sources(files: Iterable[Path]) -> tuple[list[str], list[Problem]]:
+    """The names of the sources that are in order, and every problem of the others; no database is asked."""
+    from appliance.sources.folder import check_files
+
+    return check_files(files)
+
+
+def _within(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is the folder or below it."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def check_workflows(

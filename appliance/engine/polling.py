@@ -258,6 +258,14 @@ class Scan:
         claim, missed = await self._audited(claim)
         return await self._bounded(claim), missed
 
+    async def peek(self, claim: Claim) -> Claim:
+        """The claim as :meth:`begin` would make it, as far as the next rows depend on it; nothing is written."""
+        basis = f"{self._source.cursor} {self._shape.kind}"
+        if claim.basis != basis:
+            floor = await self._start()
+            return claim._replace(floor=floor, place=floor, place_key=None, newest=None, scanning=True)
+        return claim if claim.scanning else claim._replace(place=claim.floor, place_key=None, scanning=True)
+
     async def step(self, claim: Claim, store: SourceStore) -> Step:
         """Read and map the next page; nothing is changed yet."""
         place = Place(claim.place, claim.place_key)

@@ -35,6 +35,7 @@ from appliance.http.recoveries import Recoveries
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.schedules import ScheduleApi
 from appliance.http.services import Services
+from appliance.http.sources import SourceApi
 from appliance.http.starts import Starts
 from appliance.http.submit import Submit
 from appliance.http.tasks import TaskApi
@@ -116,6 +117,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Exports(services).operations(),
         *Recoveries(services).operations(),
         *ScheduleApi(services).operations(),
+        *SourceApi(services).operations(),
         *Interventions(services).operations(),
         *Starts(services, admission).operations(),
         *MachineApi(services).operations(),

@@ -122,6 +122,14 @@ class Timetables(Protocol):
     ) -> Page: ...
 
 
+class PollingSources(Protocol):
+    """Polling sources; raises NotFound for one that no file defines, Malformed for a cursor that no page gave."""
+
+    async def list_sources(self) -> Sequence[Mapping[str, Any]]: ...
+    async def preview(self, name: str, limit: int) -> Mapping[str, Any]: ...
+    async def refused(self, name: str, *, cursor: str | None = None, limit: int = 50) -> Page: ...
+
+
 class Actions(Protocol):
     """The registry: the actions that are there, and the plugins that failed to load (name -> reason)."""
 
@@ -163,6 +171,7 @@ class Services:
     tasks: PeoplesTasks
     links: Links
     schedules: Timetables
+    sources: PollingSources
     registry: Actions
     ledger: Callable[[], Awaitable[Mapping[str, Any]]]
     recover: Callable[[], Awaitable[Mapping[str, Any]]]

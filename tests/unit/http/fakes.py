@@ -263,6 +263,24 @@ class FakeTimetable:
 
 
 @dataclass
+class FakeSources:
+    """One source; ``calls`` holds what was asked."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    async def list_sources(self) -> list[dict[str, Any]]:
+        return [{"name": "shop", "state": "ok"}]
+
+    async def preview(self, name: str, limit: int) -> dict[str, Any]:
+        self.calls.append((name, limit))
+        return {"name": name, "error": None, "events": []}
+
+    async def refused(self, name: str, **more: Any) -> Page:
+        self.calls.append((name, more))
+        return Page([{"key": "1", "error": "NaN"}], "next")
+
+
+@dataclass
 class FakeRegistry:
     broken: Mapping[str, str] = field(default_factory=lambda: {"fax": "ImportError: no fax"})
 
@@ -281,6 +299,7 @@ class Fakes:
     tasks: FakeTasks = field(default_factory=FakeTasks)
     links: Links = field(default_factory=lambda: Links("k" * 32, "http://appliance"))
     schedules: FakeTimetable = field(default_factory=FakeTimetable)
+    sources: FakeSources = field(default_factory=FakeSources)
     health: Health = field(default_factory=lambda: Health(started=True, details={"redis": "ok"}))
 
     def services(self, settings: Settings | None = None) -> Services:
@@ -305,6 +324,7 @@ class Fakes:
             tasks=self.tasks,
             links=self.links,
             schedules=self.schedules,
+            sources=self.sources,
             registry=FakeRegistry(),
             ledger=ledger,
             recover=recover,
