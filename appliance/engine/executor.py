@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -226,7 +227,7 @@ class Executor:
                 await self._look_back(run.id)
         drives = [await self._stored_drive(run, event, view) for run in begun.values() if _unfinished(run)]
         if event.start is not None and all(r.workflow.name != event.start[0] for r in revisions):
-            revisions = [*revisions, self._wanted(event.start[0])]
+            revisions = [*revisions, await self._wanted(event.start[0])]
         now = time.time()
         for revision in revisions:
             run_id = run_id_for(event.uid, revision.workflow.name)
@@ -246,8 +247,11 @@ class Executor:
                 drives.append(drive)
         return drives
 
-    def _wanted(self, name: str) -> Revision:
-        """The workflow that is to be started by its name."""
+    async def _wanted(self, name: str) -> Revision:
+        """The workflow that is to be started by its name; another replica may have put it just now."""
+        with contextlib.suppress(NotFound):
+            return self._definitions.current(name)
+        await self._definitions.catch_up(self._definitions.version + 1)
         try:
             return self._definitions.current(name)
         except NotFound as error:

@@ -215,6 +215,16 @@ async def test_a_replica_with_older_workflows_tells_those_who_wait(world: World)
     await world.until("succeeded")
 
 
+async def test_a_workflow_that_another_replica_put_just_now_can_be_started(world: World) -> None:
+    other = await world.heart.idle()
+    await world.heart.replicas[0].catalog.put({"name": "fresh", "trigger": "manual", "steps": [told("a")]})
+    await world.heart.replicas[0].consumer.stop(0)
+    world.heart.run(other)
+    start = new_event("workflow.requested", {}, source="/t", start=("fresh", "manual"))
+    await world.heart.replicas[0].producer.submit(start)
+    await world.until("succeeded", workflow="fresh")
+
+
 async def test_a_deadline_goes_another_way(world: World) -> None:
     wait = {"id": "paid", "wait": {"event": "paid"}, "deadline": {"after": "100ms", "next": "late"}}
     await world.put({"name": "w", "steps": [{**wait, "next": "end"}, told("late")]})
