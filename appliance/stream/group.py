@@ -173,8 +173,9 @@ class Group:
     async def tidy(self, idle_consumer_ms: int) -> tuple[int, int]:
         """Trim what no group needs, drop consumers that are gone; returns how many (entries, consumers)."""
         trimmed = removed = 0
-        for stream in self.keys.streams.values():
-            t, r = await self._tidy.call(self._commander, [stream], [self.group, idle_consumer_ms])
+        for priority, stream in self.keys.streams.items():
+            keys = [stream, self.keys.ledger(priority)]
+            t, r = await self._tidy.call(self._commander, keys, [self.group, idle_consumer_ms])
             trimmed, removed = trimmed + t, removed + r
         return trimmed, removed
 

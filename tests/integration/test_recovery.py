@@ -153,6 +153,7 @@ async def test_entries_of_a_consumer_that_somebody_deleted_are_delivered_again(h
     await client.xgroup_delconsumer(stream, made.settings.stream.group, "somebody")
     heart.run(made)
     await ended(db)
+    await made.group.tidy(3_600_000)
     assert (await recover(made)).adopted == 2
     await heart.at_rest()
     assert heart.calls["only"] == [1, 1, 1]

@@ -1,6 +1,7 @@
 -- Acknowledge entries that this consumer still owns, and count their outcomes in the same breath.
 -- An XACK by somebody who is not the owner would succeed: ownership is checked entry by entry first.
--- Where ours is the only group they are deleted as well; else tidy.lua trims them when no group needs them any more.
+-- Where ours is the only group they are deleted as well; else they are left behind, which the ledger notes, and tidy.lua
+-- trims them when no group needs them any more.
 -- KEYS: stream, ledger. ARGV: group, consumer, then id, outcome, id, outcome …
 -- An outcome is handled, unmatched, duplicate, dead, internal, or 'a>b' (internal work that moved an event from a to b).
 -- Beside the sums it counts the events settled by the minute of their entries, 'at:<minutes since 1970>': when the stream
@@ -33,6 +34,8 @@ if #mine > 0 then
   redis.call('XACK', KEYS[1], ARGV[1], unpack(mine))
   if #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1 then
     redis.call('XDEL', KEYS[1], unpack(mine))
+  else
+    redis.call('HSET', KEYS[2], 'left', 1)
   end
   for name, n in pairs(counts) do
     redis.call('HINCRBY', KEYS[2], name, n)

@@ -1,5 +1,5 @@
 -- Trim what no group needs any more, and remove consumers that are gone.
--- KEYS: stream. ARGV: own group, idle time (ms) after which a consumer without pending entries is removed.
+-- KEYS: stream, ledger. ARGV: own group, idle time (ms) after which a consumer without pending entries is removed.
 -- XGROUP DELCONSUMER drops a consumer's pending entries, so it is done here, where 'pending = 0' can't change meanwhile.
 -- Answers {entries trimmed, consumers removed}.
 local function field(reply, name)
@@ -39,9 +39,14 @@ for _, group in ipairs(groups) do
     oldest = needed
   end
 end
--- With one group there is something to trim as well: what was settled while there were two.
-if oldest then
+-- With one group there is something to trim as well: what was settled while there were two (settle.lua notes it). But only
+-- then: what else is pending with nobody lost its consumer, was not settled, and waits for recovery.
+if oldest and (#groups > 1 or redis.call('HEXISTS', KEYS[2], 'left') == 1) then
   trimmed = redis.call('XTRIM', KEYS[1], 'MINID', '=', oldest)
+  local lag = field(groups[1], 'lag')
+  if #groups == 1 and type(lag) == 'number' and redis.call('XLEN', KEYS[1]) - lag - field(groups[1], 'pending') <= 0 then
+    redis.call('HDEL', KEYS[2], 'left')
+  end
 end
 for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   if field(consumer, 'pending') == 0 and field(consumer, 'idle') > tonumber(ARGV[2]) then
