@@ -49,7 +49,9 @@ def translate(document: Object) -> Translation:
     native = head(document, draft, known)
     if inner:
         draft.refuse_unknown(given, key.rstrip("."), _RULE)
-    native["trigger"] = trigger_of(given, key, draft)
+    native["trigger"] = _trigger(given, key, draft)
+    if given.get("execute") is False:
+        native["enabled"] = False
     steps = _Rule(draft).steps(given.get("rule"), f"{key}rule")
     native["steps"] = draft.at(steps, f"{key}rule")
     if not steps:
@@ -59,8 +61,8 @@ def translate(document: Object) -> Translation:
     return draft.done(native, NAME)
 
 
-def trigger_of(given: Object, key: str, draft: Draft) -> Any:
-    """The event that ``event`` names; ``execute: false`` and a rule without an event are started by name."""
+def _trigger(given: Object, key: str, draft: Draft) -> Any:
+    """The event that ``event`` names; a rule without one is started by its name."""
     event = given.get("event")
     if event is None:
         return "manual"

@@ -31,7 +31,6 @@ ACTIONS = Registry.load({}).actions
 BLOCKS = re.findall(r"^```(\w+ ?\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 WORKFLOWS = [text for kind, text in BLOCKS if kind == "yaml"]
 [EVENT] = [json.loads(text) for kind, text in BLOCKS if kind == "json event"]
-[DIALECT] = [json.loads(text) for kind, text in BLOCKS if kind == "json dialect"]
 DEFINITIONS = {d["name"]: d for d in (parse_document(text.encode()).data for text in WORKFLOWS)}
 SCHEMA = Draft202012Validator(json_schema(ACTIONS))
 CRITERIA = re.findall(r"`(\{(?:path|some): [^`]*\})`", PAGE)
@@ -55,11 +54,6 @@ def test_criteria_hold(text: str) -> None:
 @pytest.mark.parametrize(("source", "expected"), TEMPLATES)
 def test_templates_render(source: str, expected: Any) -> None:
     assert compile_template(source, key="with").render({"event": EVENT}) == expected
-
-
-def test_the_dialect_compiles() -> None:
-    [step] = compile_workflow(to_native(DIALECT), actions=ACTIONS).steps
-    assert step.action == "send_email"
 
 
 def test_nothing_was_overlooked() -> None:
