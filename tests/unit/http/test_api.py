@@ -108,8 +108,9 @@ async def test_a_wrong_parameter_is_named(client: httpx.AsyncClient, query: str,
 
 @pytest.mark.parametrize("path", ["events", "runs", "dead-letters", "workflows"])
 async def test_one_item_is_shown_or_not_found(client: httpx.AsyncClient, fakes: Fakes, path: str) -> None:
-    fakes.history.items["a"] = {"id": "a"}
-    assert (await client.get(f"/api/v1/{path}/a", headers=KEY)).json() == {"id": "a"}
+    fakes.history.items["a"] = {"id": "a", "name": "w"}
+    told = {"warnings": ["w is odd"]} if path == "workflows" else {}
+    assert (await client.get(f"/api/v1/{path}/a", headers=KEY)).json() == {"id": "a", "name": "w", **told}
     response = await client.get(f"/api/v1/{path}/b", headers=KEY)
     assert (response.status_code, response.json()["type"]) == (404, "urn:appliance:problem:not-found")
 
