@@ -56,7 +56,7 @@ def placed(place: Mapping[str, Any] | None, key: str | None) -> Item:
 
 def events_of(definition: Mapping[str, Any], place: Mapping[str, Any] | None) -> list[Item]:
     """The events that a state machine would take now, with the conditions as they were written and the next state."""
-    name = (place or {}).get("state")
+    name = str((place or {}).get("state"))
     state = _states(definition).get(name) or {}
     return [
         {"event": event, "when": transition.get("when"), "next": transition.get("next") or name}
@@ -70,8 +70,8 @@ def history_of(definition: Mapping[str, Any], steps: Sequence[Item], signals: Se
 
     ``steps`` and ``signals`` are those of the run. A state says what took it on (``by``): an event, or its deadline.
     """
-    states = _states(definition)
-    entries = [
+    names = _states(definition)
+    visits = [
         {
             "kind": "state",
             "at": step["started_at"] or step["finished_at"],
@@ -80,12 +80,12 @@ def history_of(definition: Mapping[str, Any], steps: Sequence[Item], signals: Se
             "by": step["output"] if isinstance(step["output"], Mapping) else None,
         }
         for step in steps
-        if step_of(step["id"]) in states and step["status"] != "skipped"
+        if step_of(step["id"]) in names and step["status"] != "skipped"
     ]
-    entries += [
+    events = [
         {
             "kind": "event",
-            "at": signal["taken_at"] or signal["at"],
+            "at": _within(signal["taken_at"] or signal["at"], signal["taken_by"], visits),
             "event_id": signal["event_id"],
             "type": signal["type"],
             "taken": signal["taken"],
@@ -94,8 +94,18 @@ def history_of(definition: Mapping[str, Any], steps: Sequence[Item], signals: Se
         for signal in signals
         if signal["kind"] == "event"
     ]
-    # An event that is taken has the time of the state that it leads to; it comes first.
-    return sorted(entries, key=lambda entry: (entry["at"] or "", entry["kind"]))
+    # At one moment: what was ignored, what was taken, and the state that it led to.
+    return sorted([*visits, *events], key=lambda e: (e["at"] or "", e["kind"], e.get("taken") or ""))
+
+
+def _within(at: str, state: str | None, visits: Sequence[Item]) -> str:
+    """When a state looked at an event: the time of the commit is recorded, and by then the state may be left."""
+    mine = [visit for visit in visits if visit["state"] == state]
+    if not mine:
+        return at
+    visit = next((v for v in reversed(mine) if v["at"] <= at), mine[0])
+    began, ended = str(visit["at"]), str(visit["until"] or at)
+    return max(began, min(at, ended))
 
 
 def _states(definition: Mapping[str, Any]) -> Mapping[str, Any]:
