@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -52,7 +52,7 @@ class Failed(NamedTuple):
     after_s: float | None = None
     deliveries: tuple[DeliveryRecord, ...] = ()
     classes: tuple[str, ...] = ()
-    """Names of the classes of the exceptions behind it, for policies by error."""
+    """Names of the classes of the exceptions behind it, the most particular first: for policies by error."""
 
 
 Result = Succeeded | Failed
@@ -182,7 +182,7 @@ class ActionRunner:
 
     def _failure(self, prepared: _Prepared, error: BaseException) -> Failed:
         leaves = list(_leaves(error))
-        classes = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves))
+        classes = tuple(dict.fromkeys(name for leaf in leaves for name in _classes(leaf)))
         if rejects := [leaf for leaf in leaves if isinstance(leaf, Reject)]:
             return Failed("; ".join(map(storable.reason, rejects)), False, "rejected")
         if retries := [leaf for leaf in leaves if isinstance(leaf, Retry)]:
@@ -235,6 +235,14 @@ def _leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
     return [error]
+
+
+def _classes(error: BaseException) -> Iterator[str]:
+    """The names that policies by error may use: of its class and those above it, then of what it was raised from."""
+    general = (BaseException, Exception, object)
+    for one in (error, error.__cause__):
+        if one is not None:
+            yield from (kind.__name__ for kind in type(one).__mro__ if kind not in general)
 
 
 def _after_s(retries: list[Retry]) -> float | None:
