@@ -40,7 +40,7 @@ BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M
 YAML = [text for kind, text in BLOCKS if kind == "yaml"]
 WORKFLOWS = [text for text in YAML if text.startswith("name:")]
 SHELL = "\n".join(text for kind, text in BLOCKS if kind in ("sh", "console"))
-(PLUGIN,) = [text for kind, text in BLOCKS if kind == "python"]
+STORY, PLUGIN = [text for kind, text in BLOCKS if kind == "python"]
 (PROJECT,) = [text for kind, text in BLOCKS if kind == "toml"]
 POSTED: list[dict[str, Any]] = [
     json.loads(body) for body in re.findall(r"-d '\n?(\{.*?\})'$", SHELL, re.MULTILINE | re.DOTALL)
@@ -63,6 +63,16 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Action:
 def test_workflows_are_valid(text: str, plugin: Action) -> None:
     actions = {**Registry.load().actions, "create_ticket": plugin}
     assert compile_workflow(parse_document(text.encode()).data, actions=actions).steps
+
+
+def test_the_story_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (visit,) = [text for text in WORKFLOWS if text.startswith("name: visit\n")]
+    (tmp_path / "config" / "workflows").mkdir(parents=True)
+    (tmp_path / "config" / "workflows" / "visit.yaml").write_text(visit)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(STORY, "README.md:story", "exec", dont_inherit=True), names)  # noqa: S102
+    names["test_nobody_answers"]()
 
 
 def test_settings_are_valid(tmp_path: Path) -> None:
