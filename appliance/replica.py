@@ -139,6 +139,7 @@ class Replica:
             on_timer=self.timers.expect,
             task_link=self.links.task,
             announce=self.lifecycle,
+            incoming=self.runs.incoming,
         )
         self.executor = Executor(
             self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys, self.timers.expect

@@ -101,6 +101,8 @@ class Drive:
     """Some of what came in was looked at."""
     machine_key: str | None = None
     """The business key of a state machine that begins."""
+    seen: set[tuple[str, str]] = field(default_factory=set)
+    """What came in and was handed to the core, by id and step key."""
     dead: str | None = None
     """Key of the step that failed for good, once the run is over for that reason."""
 

@@ -45,12 +45,13 @@ from appliance.engine.state import (
     Resumed,
     Retried,
     RunAction,
+    Signal,
     base_key,
     path_of,
     step_of,
 )
 from appliance.engine.turn import StepError
-from appliance.errors import ApplianceError, LeaseLost, Malformed, NotFound
+from appliance.errors import ApplianceError, LeaseLost, Malformed, NotFound, StoreUnavailable
 from appliance.identifiers import task_id_for
 from appliance.observe.metrics import METRICS
 from appliance.plugin import RunInfo
@@ -63,6 +64,8 @@ from appliance.workflows.revision import Revision, Step
 
 _MAX_AT_ONCE = 100
 """Attempts of one run under way at once; more branches than that take turns."""
+_LOOK_EVERY_S = 1.0
+"""How often to look for what came in for a run while attempts of it are under way."""
 _RESULTS = frozenset({*TERMINAL, WAITING, UNKNOWN})
 _CANCELLED = "cancelled on request"
 
@@ -99,6 +102,7 @@ class Driver:
         max_depth: int = 8,
         task_link: Callable[[str], str] = str,
         announce: Announce | None = None,
+        incoming: Callable[[str], Awaitable[tuple[Signal, ...]]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._actions = actions
@@ -112,6 +116,7 @@ class Driver:
         self._max_depth = max_depth
         self._task_link = task_link
         self._announce = announce
+        self._incoming = incoming
         self._clock = clock
 
     async def run(
@@ -140,7 +145,7 @@ class Driver:
                     continue
             if not valid():
                 raise LeaseLost("the lease was lost")
-            if len(asked) > 1 or drive.state.next_due() is not None:
+            if len(asked) > 1 or _waits_beside(drive):
                 await self._together(drive, asked, record, valid)
                 asked = []
             else:
@@ -167,6 +172,8 @@ class Driver:
 
     async def _advance(self, drive: Drive, given: Input) -> list[RunAction]:
         """Work in what happened; returns the attempts to be made."""
+        if isinstance(given, Resumed) and given.signals:
+            drive.seen |= {(signal.id, signal.key) for signal in given.signals}
         workflow = drive.revision.workflow
         drive.state, commands = advance(workflow, drive.facts, drive.state, given, self._clock())
         asked: list[RunAction] = []
@@ -247,18 +254,33 @@ class Driver:
                 await asyncio.wait(under_way)
 
     async def _results(self, drive: Drive, under_way: dict[asyncio.Task[Input], RunAction]) -> list[RunAction]:
-        """Wait for an attempt, or for what falls due beside them; returns the attempts that follow."""
+        """Wait for an attempt, or for what falls due or comes in beside them; returns the attempts that follow."""
+        listens = not drive.paused and _listens(drive)
         due = None if drive.paused else drive.state.next_due()  # a paused run begins nothing, whatever falls due
         wait_s = None if due is None else max(0.0, due - self._clock())
+        if listens:
+            wait_s = _LOOK_EVERY_S if wait_s is None else min(wait_s, _LOOK_EVERY_S)
         done, _ = await asyncio.wait(under_way, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         asked: list[RunAction] = []
         for task in [task for task in under_way if task in done]:
             del under_way[task]
             asked += await self._advance(drive, task.result())
         due = None if drive.paused else drive.state.next_due()
-        if due is not None and due <= self._clock():
-            asked += await self._advance(drive, Resumed(lost=False))
+        is_due = due is not None and due <= self._clock()
+        signals = await self._came_in(drive) if listens and (is_due or not done) else ()
+        if is_due or signals:
+            asked += await self._advance(drive, Resumed(signals, lost=False))
         return asked
+
+    async def _came_in(self, drive: Drive) -> tuple[Signal, ...]:
+        """What came in since the run was taken up: of an answer and a deadline the one that came first counts."""
+        if self._incoming is None:
+            return ()
+        try:
+            signals = await self._incoming(drive.run_id)
+        except StoreUnavailable:  # attempts are under way: it is looked at later
+            return ()
+        return tuple(s for s in signals if (s.id, s.key) not in drive.seen)
 
     def _end(self, drive: Drive) -> DriveEnd:
         state = drive.state
@@ -361,6 +383,18 @@ def _soonest(change: Change) -> float | None:
     if change.more is not None and "cancelled_children" in change.more:
         return 0.0
     return min((timer.due_at for timer in change.timers), default=None) if change.timers else None
+
+
+def _listens(drive: Drive) -> bool:
+    """Whether the run waits for something that may come in."""
+    workflow = drive.revision.workflow
+    waiting = [s for s in drive.state.steps.values() if s.status == WAITING]
+    return any(workflow.steps[workflow.by_id[s.step]].kind != "delay" for s in waiting)
+
+
+def _waits_beside(drive: Drive) -> bool:
+    """Whether there is something to look at while an attempt is under way."""
+    return len(drive.state.steps) > 1 and (drive.state.next_due() is not None or _listens(drive))
 
 
 def _needs_record(drive: Drive, asked: Sequence[RunAction]) -> bool:

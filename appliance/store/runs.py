@@ -111,6 +111,12 @@ class Runs:
             runs = await _stored(connection, await _rows(connection, "run", run_id))
         return runs[0] if runs else None
 
+    async def incoming(self, run_id: str) -> tuple[Signal, ...]:
+        """What came in for a run and waits to be looked at, oldest first, MOST_SIGNALS at most."""
+        async with checked_out(self._pool) as connection:
+            rows = await _rows(connection, "open_signals", [run_id], MOST_SIGNALS)
+        return tuple(_signal(row) for _, *row in rows)
+
     async def to_wake(self, run_ids: list[str]) -> list[Waking | None]:
         """What is needed to go on with runs; None for those that aren't there, or whose event isn't any more."""
         async with checked_out(self._pool) as connection:

@@ -312,6 +312,53 @@ async def test_a_task_is_asked_answered_once_and_gone(world: World) -> None:
     assert await world.left() == NOTHING
 
 
+async def test_an_answer_is_heard_while_an_attempt_is_under_way(world: World) -> None:
+    go = asyncio.Event()
+
+    async def until_told(_: Context) -> None:
+        await go.wait()
+
+    world.heart.behave["long"] = until_told
+    task = {"title": "Really?", "form": {"type": "object"}}
+    branches = {"x": [told("long")], "y": [{"id": "ask", "human_task": task}, told("then")]}
+    await world.put({"name": "w", "steps": [{"id": "p", "parallel": {"branches": branches, "join": "all"}}]})
+    await world.event("t")
+    await wait_until(lambda: rows(world.db, "SELECT 1 FROM tasks WHERE status = 'open'"), "the task")
+    ((task_id,),) = await rows(world.db, "SELECT id::text FROM tasks")
+    await world.heart.replicas[0].tasks.answer(task_id, {}, "me")
+    await wait_until(lambda: world.heart.calls["then"], "the step behind the answer")
+    assert world.heart.calls["long"] == [1]
+    go.set()
+    await world.until("succeeded")
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+    assert await rows(world.db, "SELECT taken FROM signals") == [("taken",)]
+
+
+async def test_an_answer_in_time_wins_although_it_is_looked_at_late(world: World) -> None:
+    go = asyncio.Event()
+
+    async def until_told(_: Context) -> None:
+        await go.wait()
+
+    world.heart.behave["long"] = until_told
+    task = {"title": "Really?", "form": {"type": "object"}}
+    ask = {"id": "ask", "human_task": task, "deadline": {"after": "700ms", "next": "late"}}
+    branches = {
+        "x": [told("long", effects="at_most_once")],
+        "y": [{**ask, "next": "end"}, told("late")],
+    }
+    await world.put({"name": "w", "steps": [{"id": "p", "parallel": {"branches": branches, "join": "all"}}]})
+    await world.event("t")
+    await wait_until(lambda: rows(world.db, "SELECT 1 FROM tasks WHERE status = 'open'"), "the task")
+    ((task_id,),) = await rows(world.db, "SELECT id::text FROM tasks")
+    await world.heart.replicas[0].tasks.answer(task_id, {}, "me")
+    await wait_until(lambda: rows(world.db, "SELECT 1 FROM tasks WHERE due_at < now()"), "the deadline to pass")
+    go.set()
+    await world.until("succeeded")
+    assert await world.steps() == {"p": "succeeded", "long": "succeeded", "ask": "succeeded"}
+
+
 MACHINE = {
     "name": "m",
     "trigger": {"event": "asked"},
