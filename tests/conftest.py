@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_asyncio
 import redis.asyncio
@@ -12,6 +13,11 @@ import redis.asyncio
 from appliance.embedded.valkey import EmbeddedValkey
 from tests.servers import PostgresServer, start_postgres, start_valkey
 from tests.servers import wait_until as _wait_until
+
+# Machines are busy at times: how long an example takes says nothing about whether it is right.
+_PATIENT = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=_PATIENT)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
