@@ -20,7 +20,7 @@ it fails.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,6 +104,7 @@ class StoryRun:
     facts: Facts
     state: RunState = field(default_factory=RunState)
     caller: tuple[StoryRun, str] | None = None
+    event_uid: str = ""
     listens: dict[str, str] = field(default_factory=dict)
     machine_key: str | None = None
 
@@ -139,25 +140,28 @@ class Story:
 
     def __init__(
         self,
-        *workflows: str | Path | Mapping[str, Any],
+        *workflows: str | Path | Mapping[str, Any] | Workflow,
         at: str = "2030-01-07T09:00:00Z",
         actions: Mapping[str, Action] | None = None,
         secrets: Mapping[str, str] | None = None,
+        called: Iterable[Workflow] = (),
     ) -> None:
         """``workflows`` are files or definitions; with ``actions`` their parameters are checked as well.
 
-        ``at`` is when the story begins (a Monday morning). Raises DefinitionError.
+        ``at`` is when the story begins (a Monday morning). Workflows that are only ``called`` are begun by no event.
+        Raises DefinitionError.
         """
         self.now = datetime.fromisoformat(at).astimezone(UTC)
         self.done: list[Done] = []
         self.tasks: list[Task] = []
         self.runs: list[StoryRun] = []
-        self.workflows = {w.name: w for w in (_compiled(given, actions) for given in workflows)}
-        self._matcher = Matcher(Rule(w.name, w.triggers, n, w) for n, w in enumerate(self.workflows.values()))
+        compiled = {w.name: w for w in (_compiled(given, actions) for given in workflows)}
+        self.workflows = {w.name: w for w in called} | compiled
+        self._matcher = Matcher(Rule(w.name, w.triggers, n, w) for n, w in enumerate(compiled.values()))
         self._listeners = Listeners(shape for w in self.workflows.values() for shape in shapes_of(w))
-        self._secrets = dict(secrets or {})
+        self._secrets: Mapping[str, str] = secrets if secrets is not None else {}
         self._behave: dict[str, Behaviour] = {}
-        self._heard: list[tuple[str, Event]] = []
+        self._heard: list[tuple[str, Event, float]] = []
         self._queue: deque[tuple[StoryRun, Input]] = deque()
 
     # --- what happens ------------------------------------------------------------------------------------------------
@@ -170,7 +174,10 @@ class Story:
     def event(self, type: str, data: Any = None, *, subject: str | None = None, **attributes: Any) -> list[StoryRun]:
         """An event happens; returns the runs that it begins."""
         event = new_event(type, loads(dumps(data)), source="/story", subject=subject, attributes=attributes)
-        event = event._replace(time=format_time(self.now))
+        return self.happen(event._replace(time=format_time(self.now)))
+
+    def happen(self, event: Event) -> list[StoryRun]:
+        """The same with an event as it is."""
         digests = self._listeners.digests(event.view())
         self._tell(event, digests)
         begun = [self._begin(rule.payload, event, digests) for rule in self._matcher.match(event.view())]
@@ -197,9 +204,7 @@ class Story:
         until = datetime.fromisoformat(at)
         while (due := self._next_due()) is not None and due <= until.timestamp():
             self.now = max(self.now, datetime.fromtimestamp(due, UTC))
-            for run in self.runs:
-                if run.status not in TERMINAL and (run.state.next_due() or 1e18) <= due:
-                    self._queue.append((run, Resumed(lost=False)))
+            self._fall_due(due)
             self._play()
         self.now = max(self.now, until.astimezone(UTC))
 
@@ -254,7 +259,7 @@ class Story:
         machine_key = business_key(workflow.machine.correlate, view) if workflow.machine is not None else None
         if machine_key is not None and any(self._is_live(run, workflow, machine_key) for run in self.runs):
             return None
-        run = self._new_run(workflow, view, event.data)
+        run = self._new_run(workflow, view, event.data, event.uid)
         run.machine_key = machine_key
         if machine_key is not None:
             run.listens[""] = machine_digest(workflow.name, machine_key)
@@ -264,17 +269,17 @@ class Story:
     def _is_live(self, run: StoryRun, workflow: Workflow, key: str) -> bool:
         return run.workflow is workflow and run.machine_key == key and run.status not in TERMINAL
 
-    def _new_run(self, workflow: Workflow, view: Mapping[str, Any], given: Any) -> StoryRun:
+    def _new_run(self, workflow: Workflow, view: Mapping[str, Any], given: Any, event_uid: str) -> StoryRun:
         run_id = uuid7()
         about = {"id": run_id, "workflow": workflow.name, "revision": 1, "started_at": self.now.timestamp()}
         if workflow.machine is not None:
             about["event"] = dict(view)
-        run = StoryRun(run_id, workflow, Facts(view, given, about, {}))
+        run = StoryRun(run_id, workflow, Facts(view, given, about, {}), event_uid=event_uid)
         self.runs.append(run)
         return run
 
     def _tell(self, event: Event, digests: list[str]) -> None:
-        self._heard += [(digest, event) for digest in digests]
+        self._heard += [(digest, event, self.now.timestamp()) for digest in digests]
         for run in self.runs:
             for key, digest in run.listens.items():
                 if digest in digests and run.status not in TERMINAL:
@@ -324,10 +329,10 @@ class Story:
         except TemplateError as error:
             return ActionFailed(command.key, str(error), retryable=False, kind="invalid-params")
         action = step.action or ""
-        self.done.append(Done(format_time(self.now), run.workflow.name, step.id, action, params, command.attempt))
-        behave = self._behave.get(step.id) or self._behave.get(action)
+        did = Done(format_time(self.now), run.workflow.name, step.id, action, params, command.attempt)
+        self.done.append(did)
         try:
-            output = behave(params) if behave is not None else None
+            output = self._effect(run, command.key, did)
         except Reject as error:
             return ActionFailed(command.key, error.reason, retryable=False, kind="rejected")
         except Retry as error:
@@ -338,6 +343,11 @@ class Story:
             kind = type(error).__name__
             return ActionFailed(command.key, f"{kind}: {error}", retryable=True, classes=(kind,))
         return ActionSucceeded(command.key, loads(dumps(output)))
+
+    def _effect(self, run: StoryRun, key: str, did: Done) -> Any:
+        """What an attempt gives; raises as an action does."""
+        behave = self._behave.get(did.step) or self._behave.get(did.action)
+        return behave(did.params) if behave is not None else None
 
     def _task_of(self, run: StoryRun, key: str) -> dict[str, Any]:
         of = base_key(key.partition(".notify")[0].partition("[")[0], path_of(key))
@@ -351,9 +361,8 @@ class Story:
     def _listen(self, run: StoryRun, command: Listen) -> None:
         shape = wait_shape(run.workflow.steps[run.workflow.by_id[command.step]])
         digest = run.listens[command.key] = wait_digest(shape, command.values)
-        began = format_time(datetime.fromtimestamp(run.facts.run["started_at"], UTC))
-        for heard, event in list(self._heard):
-            if heard == digest and event.time >= began:
+        for heard, event, at in list(self._heard):
+            if heard == digest and at >= run.facts.run["started_at"]:
                 self._hear(run, command.key, event)
 
     def _ask(self, run: StoryRun, command: Ask) -> None:
@@ -373,7 +382,7 @@ class Story:
         if called is None or problem is not None:
             self._queue.append((run, ActionFailed(command.key, str(problem), retryable=False, kind="call")))
             return
-        child = self._new_run(called, run.facts.view, command.input)
+        child = self._new_run(called, run.facts.view, command.input, run.event_uid)
         child.caller = (run, command.key)
         self._queue.append((child, Started()))
 
@@ -394,6 +403,11 @@ class Story:
             signal = Signal(run.id, run.caller[1], "child", told)
             self._queue.append((run.caller[0], Resumed((signal,), lost=False)))
 
+    def _fall_due(self, due: float) -> None:
+        for run in self.runs:
+            if run.status not in TERMINAL and (run.state.next_due() or 1e18) <= due:
+                self._queue.append((run, Resumed(lost=False)))
+
     def _next_due(self) -> float | None:
         dues = [run.state.next_due() for run in self.runs if run.status not in TERMINAL]
         return min((due for due in dues if due is not None), default=None)
@@ -402,7 +416,9 @@ class Story:
         return iter(self.done)
 
 
-def _compiled(given: str | Path | Mapping[str, Any], actions: Mapping[str, Action] | None) -> Workflow:
+def _compiled(given: str | Path | Mapping[str, Any] | Workflow, actions: Mapping[str, Action] | None) -> Workflow:
+    if isinstance(given, Workflow):
+        return given
     if isinstance(given, Mapping):
         return compile_document(dict(given), actions=actions)[0]
     document = read_document(Path(given))

@@ -30,6 +30,7 @@ COMMANDS = {
     "sources": "appliance.cli.sources:sources",
     "dlq": "appliance.cli.dead_letters:dlq",
     "explain": "appliance.cli.explain:explain",
+    "simulate": "appliance.cli.simulate:simulate",
     "trace": "appliance.cli.trace:trace",
     "recover": "appliance.cli.recover:recover",
     "ledger": "appliance.cli.ledger:ledger",

@@ -1,0 +1,270 @@
+"""``appliance simulate``: drafts over given and stored events, the diff against what did, and no connection at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from appliance.cli.client import Answer
+from appliance.cli.exits import Exit
+from tests.unit.cli.double import Invoke, Server
+
+UIDS = [f"019a0000-0000-7000-8000-00000000000{n}" for n in range(6)]
+DRAFT = """
+name: order
+trigger: {event: order.paid, when: {path: data.total, op: ">=", value: 100}}
+steps:
+  - {id: charge, action: webhook, with: {url: "https://pay.example.com/", json: {key: "{{ secrets.pay_key }}"}}}
+  - {id: cool, delay: 2d}
+  - {id: thank, action: log, with: {message: "charge {{ steps.charge.output.id }}"}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **_: Any) -> None:
+        raise AssertionError(f"a simulation connects: {arguments}")
+
+    for name in ("connect", "connect_ex", "sendto", "bind"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> str:
+    path = tmp_path / "order.yaml"
+    path.write_text(DRAFT)
+    return str(path)
+
+
+def event_file(folder: Path, *events: dict[str, Any]) -> str:
+    path = folder / "event.json"
+    path.write_text(json.dumps(list(events) if len(events) > 1 else events[0]))
+    return str(path)
+
+
+def test_a_given_event_is_played_to_its_end(tmp_path: Path, draft: str, server: Server, invoke: Invoke) -> None:
+    event = {"type": "order.paid", "time": "2030-01-01T10:00:00Z", "data": {"total": 100}}
+    file = event_file(tmp_path, event)
+    code, out, err = invoke("simulate", draft, "--event", file, "--output", 'charge={"id": 7}', "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert (answer["events"][0]["matched"], answer["events"][0]["changes"]) == (True, [])
+    (run,) = answer["runs"]
+    assert (run["status"], run["started_at"], run["finished_at"]) == (
+        "succeeded",
+        "2030-01-01T10:00:00.000Z",
+        "2030-01-03T10:00:00.000Z",
+    )
+    charge, cool, thank = run["steps"]
+    assert charge["params"] == {"url": "https://pay.example.com/", "json": {"key": "[secret]"}}
+    assert (charge["output"], cool["kind"], cool["params"]) == ({"id": 7}, "delay", None)
+    assert (thank["params"], thank["started_at"]) == ({"message": "charge 7"}, "2030-01-03T10:00:00.000Z")
+    assert server.asked == []
+
+
+def test_without_an_output_steps_give_null_and_the_text_says_what_fails(
+    tmp_path: Path, draft: str, invoke: Invoke
+) -> None:
+    file = event_file(tmp_path, {"type": "order.paid", "data": {"total": 100}})
+    code, out, _ = invoke("simulate", draft, "--event", file)
+    assert code == 0
+    assert out.splitlines()[0] == "order.paid  matched"
+    assert "order  failed: steps[2].with.message: 'None' has no attribute 'id'" in out
+    assert "2d 0:00:00  thank   log" in out
+
+
+def test_time_ends_where_it_is_told(tmp_path: Path, draft: str, invoke: Invoke) -> None:
+    file = event_file(tmp_path, {"type": "order.paid", "data": {"total": 100}})
+    (run,) = json.loads(invoke("simulate", draft, "--event", file, "--for", "1d", "--json")[1])["runs"]
+    assert (run["status"], [step["status"] for step in run["steps"]]) == ("waiting", ["succeeded", "waiting"])
+
+
+def test_an_event_that_does_not_match_says_what_would(tmp_path: Path, draft: str, invoke: Invoke) -> None:
+    file = event_file(tmp_path, {"type": "order.paid", "data": {"total": 80}})
+    assert invoke("simulate", draft, "--event", file)[1].splitlines() == [
+        "order.paid  not matched: data.total >= 100: it is 80",
+        "  it would be with: data.total ≥ 100; was 80",
+    ]
+
+
+def test_several_events_reach_those_who_wait(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "w.yaml").write_text(
+        "name: w\ntrigger: {event: a}\nsteps:\n"
+        '  - {id: go, wait: {event: b, match: {path: data.n, value: "{{ event.data.n }}"}}, deadline: {after: 1d}}\n'
+        '  - {id: note, action: log, with: {message: "{{ steps.go.output.data.by }}"}}\n'
+    )
+    at = ["2030-01-01T10:00:00Z", "2030-01-01T10:00:01Z", "2030-01-01T11:00:00Z"]
+    events = [
+        {"type": "a", "time": at[0], "data": {"n": 1}},
+        {"type": "a", "time": at[1], "data": {"n": 2}},
+        {"type": "b", "time": at[2], "data": {"n": 2, "by": "ann"}},
+    ]
+    file = event_file(tmp_path, *events)
+    late, told = json.loads(invoke("simulate", str(tmp_path / "w.yaml"), "--event", file, "--json")[1])["runs"]
+    assert (late["status"], late["finished_at"]) == ("failed", "2030-01-02T10:00:00.000Z")
+    assert told["steps"][1]["params"] == {"message": "ann"}
+
+
+# --- stored events ---------------------------------------------------------------------------------------------------
+
+
+def stored(n: int, total: int, **more: Any) -> dict[str, Any]:
+    at = f"2026-01-0{n + 1}T10:00:00.000Z"
+    event = {"uid": UIDS[n], "id": f"e{n}", "source": "/s", "type": "order.paid", "subject": None, "time": at}
+    return {**event, "received_at": at, "data": {"total": total}, "attributes": {}, **more}
+
+
+def step(id: str, status: str, n: int, output: Any = None, error: str | None = None) -> dict[str, Any]:
+    at = f"2026-01-0{n + 1}T10:00:00.000Z"
+    return {"id": id, "status": status, "output": output, "error": error, "finished_at": at}
+
+
+def run(n: int, status: str, *steps: dict[str, Any]) -> dict[str, Any]:
+    base = {"id": f"r{n}", "event_uid": UIDS[n], "origin": None, "revision": 1, "outcome": None}
+    return {**base, "status": status, "steps": list(steps)}
+
+
+def page(*items: Any, cursor: str | None = None) -> Answer:
+    return Answer(200, {"items": list(items), "next_cursor": cursor})
+
+
+GOOD = [("charge", "succeeded", {"id": 7}), ("cool", "succeeded", None), ("thank", "succeeded", None)]
+
+
+def recorded() -> list[dict[str, Any]]:
+    """0 went well, 1 failed, 2 had no run, 3 had one that the draft would not begin, 4 isn't over."""
+    return [
+        run(0, "succeeded", *(step(id, status, 0, output) for id, status, output in GOOD)),
+        run(1, "failed", step("charge", "failed", 1, error="the gateway refused")),
+        run(3, "succeeded", *(step(id, status, 3, output) for id, status, output in GOOD)),
+        run(4, "retrying", step("charge", "retrying", 4)),
+    ]
+
+
+def told(server: Server) -> None:
+    events = [stored(0, 100), stored(1, 200), stored(2, 300), stored(3, 50), stored(4, 500), stored(5, 10)]
+    runs = recorded()
+    server.answers = [page(*reversed(events)), page(*runs), *(Answer(200, run) for run in runs)]
+
+
+def test_stored_events_are_compared_with_what_did_happen(draft: str, server: Server, invoke: Invoke) -> None:
+    told(server)
+    code, out, err = invoke(
+        "simulate", draft, "--since", "2026-01-01T00:00:00Z", "--output", 'charge={"id": 1}', "--json"
+    )
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["summary"] == {"same": 1, "different": 1, "new": 1, "gone": 1, "open": 1, "unmatched": 1}
+    assert {item["event"]["id"]: item["verdict"] for item in answer["items"]} == {
+        "e0": "same",
+        "e1": "different",
+        "e2": "new",
+        "e3": "gone",
+        "e4": "open",
+    }
+    # What a step is told to give counts for more than a recorded failure.
+    assert answer["items"][1]["differences"] == [
+        "status: was failed, would be succeeded",
+        "step charge: was failed, would be succeeded",
+        "step cool: was not reached, would be succeeded",
+        "step thank: was not reached, would be succeeded",
+    ]
+    assert [path.partition("?")[0] for _, path, _ in server.asked] == [
+        "/api/v1/events",
+        "/api/v1/runs",
+        *(f"/api/v1/runs/r{n}" for n in (0, 1, 3, 4)),
+    ]
+    assert {method for method, _, _ in server.asked} == {"GET"}
+
+
+def test_recorded_outputs_and_failures_are_played_again(draft: str, server: Server, invoke: Invoke) -> None:
+    told(server)
+    answer = json.loads(invoke("simulate", draft, "--since", "2026-01-01T00:00:00Z", "--json")[1])
+    by_id = {item["event"]["id"]: item for item in answer["items"]}
+    assert (by_id["e0"]["verdict"], by_id["e1"]["verdict"]) == ("same", "same")
+    assert by_id["e0"]["run"]["steps"][2]["params"] == {"message": "charge 7"}
+    assert by_id["e1"]["run"]["error"] == "the gateway refused"
+
+
+def test_the_text_shows_differences_only(draft: str, server: Server, invoke: Invoke) -> None:
+    told(server)
+    lines = invoke("simulate", draft, "--since", "2026-01-01T00:00:00Z")[1].splitlines()
+    assert f"{UIDS[3]}  order.paid  gone: it would not run" in lines
+    assert f"{UIDS[2]}  order.paid  new: it would run" in lines
+    assert not any(UIDS[0] in line for line in lines)
+    assert lines[-1] == "6 events: 2 same  0 different  1 new  1 gone  1 open  1 unmatched"
+
+
+def test_what_people_answered_is_answered_again(tmp_path: Path, server: Server, invoke: Invoke) -> None:
+    (tmp_path / "order.yaml").write_text(
+        "name: order\ntrigger: {event: order.paid}\nsteps:\n"
+        "  - id: ask\n    human_task: {title: Well?, form: {type: object}}\n    deadline: {after: 3d}\n"
+        "  - {id: call, workflow: other}\n"
+        '  - {id: note, action: log, with: {message: "{{ steps.ask.output.ok }} {{ steps.call.output }}"}}\n'
+    )
+    steps = [step("ask", "succeeded", 1, {"ok": True}), step("call", "succeeded", 1, 9), step("note", "succeeded", 1)]
+    known = run(0, "succeeded", *steps)
+    server.answers = [Answer(404, {"title": "none"}), page(stored(0, 1)), page(known), Answer(200, known)]
+    answer = json.loads(
+        invoke("simulate", str(tmp_path / "order.yaml"), "--since", "2026-01-01T00:00:00Z", "--json")[1]
+    )
+    (item,) = answer["items"]
+    assert (item["verdict"], item["differences"]) == ("same", [])
+    ask, call, note = item["run"]["steps"]
+    assert (ask["finished_at"], call["status"], note["params"]) == (
+        "2026-01-02T10:00:00.000Z",
+        "succeeded",
+        {"message": "true 9"},
+    )
+
+
+def test_a_workflow_in_force_is_asked_for_with_those_that_it_calls(
+    tmp_path: Path, server: Server, invoke: Invoke
+) -> None:
+    steps = [{"id": "pack", "workflow": {"name": "pack", "input": {"n": 1}}}]
+    outer = {"name": "outer", "trigger": {"event": "a"}, "steps": steps}
+    inner = {
+        "name": "pack",
+        "trigger": "manual",
+        "steps": [{"id": "box", "action": "x", "with": {"n": "{{ input.n }}"}}],
+    }
+    server.answers = [Answer(200, {"definition": outer}), Answer(200, {"definition": inner})]
+    code, out, _ = invoke("simulate", "outer", "--event", event_file(tmp_path, {"type": "a"}), "--json")
+    assert code == 0
+    (run,) = json.loads(out)["runs"]
+    assert (run["status"], run["called"][0]["steps"][0]["params"]) == ("succeeded", {"n": 1})
+    assert [path for _, path, _ in server.asked] == ["/api/v1/workflows/outer", "/api/v1/workflows/pack"]
+
+
+def test_that_there_were_more_events_is_said(draft: str, server: Server, invoke: Invoke) -> None:
+    old = {**run(0, "succeeded"), "event_uid": UIDS[0]}
+    server.answers = [page(stored(2, 1), cursor=UIDS[2]), page(old)]
+    out = invoke("simulate", draft, "--since", "2026-01-01T00:00:00Z", "--limit", "1")[1]
+    assert out == "1 events (the newest; more with --limit): 0 same  0 different  0 new  0 gone  0 open  1 unmatched\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("order.yaml",), Exit.USAGE),
+        (("order.yaml", "--event", "e.json", "--since", "1d"), Exit.USAGE),
+        (("order.yaml", "--event", "missing.json"), Exit.USAGE),
+        (("order.yaml", "--event", "event.json", "--output", "charge"), Exit.USAGE),
+        (("order.yaml", "--event", "event.json", "--output", "charge={"), Exit.USAGE),
+        (("order.yaml", "--event", "event.json", "--for", "soon"), Exit.USAGE),
+        (("missing.yaml", "--event", "event.json"), Exit.CONFIGURATION),
+    ],
+)
+def test_a_wrong_command_line_says_so(
+    tmp_path: Path, draft: str, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    event_file(tmp_path, {"type": "order.paid", "data": {}})
+    ended, out, err = invoke("simulate", *arguments)
+    assert (ended, out) == (code, "")
+    assert "rror: " in err
