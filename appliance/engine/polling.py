@@ -195,14 +195,16 @@ class Poller:
             shape = await reader.shape()
             scan = Scan(source, reader, shape, self._settings, lambda: claim.now_s + time.monotonic() - asked_at)
             claim, missed = await scan.begin(claim, self._store, self._hold_s)
+            sent = 0  # the known backlog may be a moment old
             for _ in range(_PAGES):
-                if await self._sending.backlog() >= self._settings.ingest.max_backlog:
+                if sent + await self._sending.backlog() >= self._settings.ingest.max_backlog:
                     raise Overloaded("the backlog is full (ingest.max_backlog)", retry_after_s=5)
                 step = await scan.step(claim, self._store)
                 step.missed, missed = missed, 0
                 faultpoints.hit("before_rows")
                 claim, accepted = await self._store.commit(step, self._hold_s)
                 faultpoints.hit("after_rows")
+                sent += len(accepted)
                 _count(source, step, accepted)
                 await self._send(source, [event for event in step.events if event.uid in accepted])
                 if not claim.scanning:
