@@ -18,13 +18,10 @@ from appliance.rules.conditions import Condition
 from appliance.rules.criteria import Group, Node, Test
 from appliance.rules.logic import number_in
 from appliance.rules.matcher import fits, is_glob
-from appliance.templating import has_expression
+from appliance.workflows.emissions import ENDS, UNKNOWN, Emission, emissions_of, known_at
 from appliance.workflows.knots import knots, way_back
-from appliance.workflows.revision import Step, Workflow
+from appliance.workflows.revision import Workflow
 
-ENDS = {"workflow.completed": "completes", "workflow.failed": "fails", "workflow.cancelled": "is cancelled"}
-"""What announces the ends of runs, and how a workflow comes to it; see ``engine/lifecycle.py``."""
-_STATUSES = {"workflow.completed": "succeeded", "workflow.failed": "failed", "workflow.cancelled": "cancelled"}
 _MAX_PAIRS = 50_000
 """Events and triggers of one knot that are looked at pair by pair: some 0.2 s. Beyond, their types alone decide."""
 _MAX_GLOBS = 20_000
@@ -33,11 +30,10 @@ _SHOWN = 10
 """Workflows of one cycle that are named."""
 MAX_CYCLES = 20
 """Cycles that are told at once: who mends them is told the next."""
-_UNKNOWN = object()
-_EXPRESSION = re.compile(r"\{%.*%\}|\{\{.*?\}\}|\{#.*?#\}", re.DOTALL)
+
+
 _Key = tuple[str, str]
 """Runs of a workflow: its name, and the kind of end that began them (see :class:`_Run`)."""
-_STAMPED = ("id", "time", "hops", "correlationid", "causationid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +50,12 @@ class Cycle:
         return self.names[0] + "".join(steps)
 
 
-@dataclass(frozen=True, slots=True)
-class _Emission:
-    """An event that a workflow makes: its type (or a glob), and what else is known of it (``_UNKNOWN`` where not).
-
-    ``end`` is the type, where it announces the end of a run.
-    """
-
-    verb: str
-    type: str
-    known: Mapping[str, Any]
-    others: bool = False
-    """Whether it may have attributes besides."""
-    end: str = ""
-
-
 class _Run:
     """Runs of one workflow. ``via``: the failure or cancellation that began them, whose like is not announced again."""
 
     __slots__ = ("emissions", "via", "workflow")
 
-    def __init__(self, workflow: Workflow, via: str, emissions: Iterable[_Emission]) -> None:
+    def __init__(self, workflow: Workflow, via: str, emissions: Iterable[Emission]) -> None:
         self.workflow = workflow
         self.via = via
         self.emissions = [emission for emission in emissions if not (via and emission.end == via)]
@@ -190,7 +171,7 @@ class _Finder:
         if run is None:
             name, via = key
             workflow = self._workflows[name]
-            run = self._runs[key] = _Run(workflow, via, _emissions(workflow, self._ends))
+            run = self._runs[key] = _Run(workflow, via, emissions_of(workflow, self._ends))
         return run
 
     def _called(self, workflow: Workflow) -> list[str]:
@@ -223,10 +204,10 @@ class _Finder:
                     edges[key] += [(emission.verb, (name, _via(emission))) for name in to]
         return edges
 
-    def _may_take(self, condition: Condition | None, emission: _Emission) -> bool:
+    def _may_take(self, condition: Condition | None, emission: Emission) -> bool:
         return condition is None or self._holds(condition.root, emission) is not False
 
-    def _holds(self, node: Node, emission: _Emission) -> bool | None:
+    def _holds(self, node: Node, emission: Emission) -> bool | None:
         """Whether criteria hold for such events; None where that depends."""
         if isinstance(node, Test):
             return self._tested(node, emission)
@@ -240,9 +221,9 @@ class _Finder:
             return decisive
         return None if None in results else not decisive
 
-    def _tested(self, test: Test, emission: _Emission) -> bool | None:
-        value = _known(emission, test.path)
-        if value is _UNKNOWN:
+    def _tested(self, test: Test, emission: Emission) -> bool | None:
+        value = known_at(emission, test.path)
+        if value is UNKNOWN:
             return None
         if isinstance(value, str) and isinstance(test.value, str) and test.op in ("==", "!="):
             return (value == test.value) is (test.op == "==")
@@ -271,12 +252,12 @@ class _Index:
                 if not equalities:
                     self._rest.setdefault(trigger.event, []).append(entry)
 
-    def candidates(self, event: str, emission: _Emission, most: int) -> _Candidates:
+    def candidates(self, event: str, emission: Emission, most: int) -> _Candidates:
         """The triggers on ``event`` that may take such events; hardly more than ``most``."""
         found = list(self._rest.get(event, ())[:most])
         for path, by_value in self._filed.get(event, {}).items():
-            value = _known(emission, path)
-            if value is not _UNKNOWN:
+            value = known_at(emission, path)
+            if value is not UNKNOWN:
                 found += [entry for key in _keys(value) for entry in by_value.get(key, ())]
                 continue
             for entries in by_value.values():
@@ -286,24 +267,8 @@ class _Index:
         return found
 
 
-def _via(emission: _Emission) -> str:
+def _via(emission: Emission) -> str:
     return emission.end if emission.end != "workflow.completed" else ""
-
-
-def _known(emission: _Emission, path: str) -> Any:
-    """What such events have at a path (None: nothing), or ``_UNKNOWN``."""
-    head, *rest = path.split(".")
-    if head not in emission.known:
-        return _UNKNOWN if emission.others else None
-    value = emission.known[head]
-    for part in rest:
-        if value is _UNKNOWN or has_expression(value):
-            return _UNKNOWN
-        if isinstance(value, list) and part.isdigit():
-            value = value[int(part)] if int(part) < len(value) else None
-        else:
-            value = value.get(part) if isinstance(value, Mapping) else None
-    return _UNKNOWN if _is_open(value) else value
 
 
 def _keys(value: Any) -> list[Any]:
@@ -324,56 +289,6 @@ def _starting(texts: Sequence[str], begins: str) -> Iterator[str]:
     while at < len(texts) and texts[at].startswith(begins):
         yield texts[at]
         at += 1
-
-
-def _is_open(value: Any) -> bool:
-    """Whether there is anything in it that isn't known."""
-    if isinstance(value, Mapping):
-        return any(map(_is_open, value.values()))
-    if isinstance(value, list):
-        return any(map(_is_open, value))
-    return value is _UNKNOWN or has_expression(value)
-
-
-# --- what a workflow makes -------------------------------------------------------------------------------------------
-
-
-def _emissions(workflow: Workflow, ends: Iterable[str]) -> Iterator[_Emission]:
-    for step in workflow.steps:
-        if step.action == "publish" and (emission := _published(workflow, step)) is not None:
-            yield emission
-    for end in ends:
-        data = dict.fromkeys(("run", "revision", "outcome", "output", "error", "event"), _UNKNOWN)
-        known = {
-            **dict.fromkeys((*_STAMPED, "subject", "chain"), _UNKNOWN),
-            "type": end,
-            "source": f"workflow:{workflow.name}",
-            "workflow": workflow.name,
-            "data": {**data, "workflow": workflow.name, "status": _STATUSES[end]},
-        }
-        yield _Emission(ENDS[end], end, known, end=end)
-
-
-def _published(workflow: Workflow, step: Step) -> _Emission | None:
-    """What a ``publish`` step publishes; None where nothing at all is known of the type."""
-    params = step.params.written if step.params is not None else None
-    written = params.get("type") if isinstance(params, Mapping) else None
-    if not isinstance(params, Mapping) or not isinstance(written, str):
-        return None
-    pattern = _EXPRESSION.sub("*", written)
-    if not pattern.strip("*?"):
-        return None
-    attributes = params.get("attributes", {})
-    named = attributes if isinstance(attributes, Mapping) else {}
-    known = {
-        **named,
-        **dict.fromkeys(_STAMPED, _UNKNOWN),
-        "type": written,
-        "source": params.get("source") or f"workflow:{workflow.name}",
-        "subject": params.get("subject"),
-        "data": params.get("data"),
-    }
-    return _Emission(f"publishes {pattern}", pattern, known, others=not isinstance(attributes, Mapping))
 
 
 def overlap(a: str, b: str) -> bool:

@@ -120,7 +120,7 @@ async def history(replica: Replica) -> Replica:
         return list((await shell(replica, "runs", "list", "--limit", "50"))["items"])
 
     async def parked() -> bool:
-        return sum(run["status"] == "waiting" for run in await runs()) == 4
+        return [run["status"] for run in await runs()].count("waiting") == 4
 
     async def over() -> bool:
         found = await runs()

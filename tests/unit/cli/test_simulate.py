@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,20 @@ def test_several_events_reach_those_who_wait(tmp_path: Path, invoke: Invoke) -> 
     late, told = json.loads(invoke("simulate", str(tmp_path / "w.yaml"), "--event", file, "--json")[1])["runs"]
     assert (late["status"], late["finished_at"]) == ("failed", "2030-01-02T10:00:00.000Z")
     assert told["steps"][1]["params"] == {"message": "ann"}
+
+
+def test_the_example_of_the_documents_prints_what_they_say(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    section = page[page.index("### `appliance simulate") : page.index("### `appliance trace")]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (_, draft), (_, event), (_, command), (_, printed) = blocks[:4]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "draft.yaml").write_text(draft)
+    (tmp_path / "event.json").write_text(event)
+    code, out, _ = invoke(*shlex.split(command)[1:])
+    assert (code, out) == (0, printed)
 
 
 # --- stored events ---------------------------------------------------------------------------------------------------
