@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from tests.bench import durable, ingest, latency, memory, throughput
+from tests.bench import durable, ingest, latency, memory, sources, throughput
 from tests.bench.stand import Servers, servers
 
 EVENTS = 20_000
@@ -113,7 +113,22 @@ async def lasting(stand: Servers) -> None:
     row("timers fired when all are due at once", f"{fired.per_second:,.0f}/s", f"{fired.per_second / one:.2f}")
 
 
-PARTS = {"consuming": consuming, "ingest": taking_in, "latency": waiting, "memory": growing, "durable": lasting}
+async def polling(stand: Servers) -> None:
+    """Rows a second of somebody's table."""
+    row(
+        "rows of a polled table that become events",
+        f"{await median(lambda: sources.rows_per_second(stand, 20_000)):,.0f}/s",
+    )
+
+
+PARTS = {
+    "consuming": consuming,
+    "ingest": taking_in,
+    "latency": waiting,
+    "memory": growing,
+    "durable": lasting,
+    "sources": polling,
+}
 
 
 async def main(names: list[str]) -> None:
