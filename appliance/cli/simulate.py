@@ -166,7 +166,8 @@ def _run(run: Mapping[str, Any], indent: str) -> Iterator[str]:
             "after": _after(run["started_at"], step["started_at"]),
             "what": step["action"] or step["kind"],
             "with": step["params"],
-            "note": step["error"] or (f"until {step['due_at']}" if step["due_at"] else step["output"]),
+            "note": step["error"]
+            or (step["output"] if step["finished_at"] else f"until {step['due_at']}" if step["due_at"] else None),
         }
         for step in run["steps"]
     ]
