@@ -1,7 +1,7 @@
 """Signed links: whoever has one may do the one thing that it is for, without the API key.
 
-The signature is HMAC-SHA256 over the task's id, with a key derived from the setting ``link_key``. It says nothing of who
-opens the link, and ends with the task: what is closed can't be answered again.
+The signature is HMAC-SHA256 over the task's id, with a key derived from the setting ``link_key``. It says nothing of
+who opens the link, and ends with the task: what is closed can't be answered again.
 """
 
 from __future__ import annotations

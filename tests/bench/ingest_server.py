@@ -97,6 +97,7 @@ def ours(submitter: Submitter) -> Any:
             tasks=missing,
             links=missing,
             schedules=missing,
+            sources=missing,
             registry=missing,
             ledger=ledger,
             recover=ledger,

@@ -206,7 +206,7 @@ class Stand:
         """What whoever holds the run writes; Fenced if somebody else wrote it first."""
         over = time.time() if status in ("succeeded", "failed", "cancelled") else None
         kept = orjson.dumps(state).decode() if state is not None else None
-        update = RunUpdate(run_id, status, version + 1, over, time.time(), kept, None, None, False)
+        update = RunUpdate(run_id, status, version + 1, over, time.time(), kept, None, None, None)
         await self.recorder.record(Change(run_updates=[update]))
 
     @contextlib.asynccontextmanager
