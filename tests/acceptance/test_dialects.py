@@ -36,7 +36,7 @@ def story(*names: str) -> Story:
 
 
 def subjects(told: Story) -> list[str]:
-    return [did.params.get("subject", did.params.get("template")) for did in told.did("send_email")]
+    return [str(did.params["subject"]) for did in told.did("send_email")]
 
 
 # --- under the virtual clock -----------------------------------------------------------------------------------------
@@ -209,7 +209,8 @@ async def ended(api: Api, run_id: str) -> dict[str, Any]:
         found: dict[str, Any] = answer.json()
         return found if answer.status_code == 200 and found["status"] in ("succeeded", "failed") else None
 
-    return await wait_until(over, f"run {run_id} is over", 20)
+    run: dict[str, Any] = await wait_until(over, f"run {run_id} is over", 20)
+    return run
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -166,13 +166,13 @@ def _called(name: str, own: str) -> tuple[str, ...]:
 def _notification(given: Given, draft: Draft, text: Text) -> Object:
     named = next((key for key in _CHANNEL_KEYS if key in given.values), None)
     channel = given.values.get(named) if named is not None else None
-    if channel not in CHANNELS:
+    if not isinstance(channel, str) or channel not in CHANNELS:
         message = "a notification of no known type" if named is None else f"there are no notifications by {channel!r}"
         expected = f"notification_type: {', '.join(CHANNELS)}"
         draft.complain(message, given.place(named) if named is not None else given.name_key, expected)
         return {}
     values = {key: value for key, value in given.values.items() if key not in _CHANNEL_KEYS}
-    inner = Given(CHANNELS[str(channel)], given.place(str(named)), values, given.key, given.places)
+    inner = Given(CHANNELS[channel], given.place(str(named)), values, given.key, given.places)
     return _action(inner.name, inner, draft, text)
 
 

@@ -81,13 +81,17 @@ def trigger_of(body: Object, draft: Draft) -> Any:
         return "manual"
     conditions = [
         condition(asked, place, draft, "data")
-        for asked, place in ((given.get("conditions"), f"{key}.conditions"), (body.get("conditions"), "conditions"))
+        for asked, place in (
+            (given.get("conditions"), f"{key}.conditions"),
+            (body.get("conditions"), f"{prefix}conditions"),
+        )
         if asked
     ]
     return _trigger(type_, type_key, given, key, conditions, draft)
 
 
 def _trigger(type_: Any, type_key: str, given: Object, key: str, conditions: list[Any], draft: Draft) -> Any:
+    place = f"{key}.conditions" if given.get("conditions") else f"{draft.prefix}conditions"
     if type_ == "event":
         draft.refuse_unknown(given, key, (*_EVENT_KEYS, "conditions"))
         named = next((name for name in _EVENT_KEYS if given.get(name) is not None), None)
@@ -97,10 +101,9 @@ def _trigger(type_: Any, type_key: str, given: Object, key: str, conditions: lis
         native = {"event": given[named]}
         if conditions:
             native["when"] = conditions[0] if len(conditions) == 1 else conditions
-        place = key if given.get("conditions") else draft.prefix.rstrip(".")
-        return draft.at(native, key, event=f"{key}.{named}", when=f"{place}.conditions".lstrip("."))
+        return draft.at(native, key, event=f"{key}.{named}", when=place)
     if conditions:
-        draft.complain("conditions without an event", f"{key}.conditions", "conditions at the steps")
+        draft.complain("conditions without an event", place, "conditions at the steps")
     if type_ == "schedule":
         draft.refuse_unknown(given, key, (*_CRON_KEYS, "timezone"))
         named = next((name for name in _CRON_KEYS if given.get(name) is not None), None)
@@ -194,7 +197,7 @@ def _limits(step: Object, key: str, draft: Draft) -> Object:
     if retry:
         native["retry"] = draft.at(retry, key, max_attempts=f"{key}.max_retries", initial=f"{key}.retry_delay")
     if (wish := step.get("on_error")) is not None:
-        if wish not in _ON_ERROR:
+        if not isinstance(wish, str) or wish not in _ON_ERROR:
             draft.complain(f"unknown wish {wish!r:.80}", f"{key}.on_error", ", ".join(_ON_ERROR))
         elif _ON_ERROR[wish] is not None:
             native["on_error"] = _ON_ERROR[wish]

@@ -107,7 +107,7 @@ def type_of(node: Object) -> str:
 def _read_nodes(graph: FlowGraph, nodes: list[Any], key: str, draft: Draft) -> None:
     for index, node in enumerate(nodes):
         place = f"{key}[{index}]"
-        if (block := block_of(node)) is not None:
+        if (block := block_of(node)) is not None and isinstance(node.get("id"), str):
             graph.inner.setdefault(block, []).append((node.get("id"), node["data"].get("step"), place))
             continue
         if not isinstance(node, dict) or not isinstance(node.get("id"), str) or not node["id"]:
@@ -130,16 +130,16 @@ def _read_edges(graph: FlowGraph, edges: list[Any], key: str, draft: Draft) -> N
     inner = {node: block for block, drawn in graph.inner.items() for node, _, _ in drawn}
     for index, edge in enumerate(edges):
         place = f"{key}[{index}]"
-        if isinstance(edge, dict) and edge.get("source") in inner:
-            if edge.get("target") in graph.nodes:
-                graph.leaps.setdefault(inner[edge["source"]], []).append(edge["target"])
-            continue
-        if not isinstance(edge, dict):
+        if not isinstance(edge, dict) or not all(isinstance(edge.get(end), str) for end in ("source", "target")):
             draft.complain("not an edge", place, '{"id": …, "source": …, "target": …}')
             continue
-        missing = [end for end in ("source", "target") if edge.get(end) not in graph.nodes]
+        if edge["source"] in inner:
+            if edge["target"] in graph.nodes:
+                graph.leaps.setdefault(inner[edge["source"]], []).append(edge["target"])
+            continue
+        missing = [end for end in ("source", "target") if edge[end] not in graph.nodes]
         for end in missing:
-            message = f"there is no node {edge.get(end)!r:.80}: the edge hangs in the air"
+            message = f"there is no node {edge[end]!r:.80}: the edge hangs in the air"
             draft.complain(message, f"{place}.{end}", "the id of a node, or no edge")
         data = edge.get("data")
         if isinstance(data, dict) and data.get("condition"):
@@ -185,6 +185,8 @@ def _circle(graph: FlowGraph, among: list[str]) -> Iterator[str]:
         seen.append(node)
         node = before[node]
     ring = seen[seen.index(node) :][::-1]
+    first = ring.index(min(ring, key=among.index))
+    ring = ring[first:] + ring[:first]
     yield from [*ring, ring[0]][:_LONGEST]
 
 

@@ -77,6 +77,7 @@ class _Steps:
         self._steps: dict[str, Object] = {}
         self._keys: dict[str, str] = {}
         self._initial = definition.get("initial_step_id")
+        before = len(draft.problems)
         steps = definition.get("steps")
         for index, step in enumerate(steps if isinstance(steps, list) else []):
             key = f"{draft.prefix}steps[{index}]"
@@ -89,10 +90,11 @@ class _Steps:
                 self._keys[str(step["id"])] = key
         if not self._steps:
             draft.complain("no steps", f"{draft.prefix}steps", "a list of steps")
+        self._broken = len(draft.problems) > before
 
     def translated(self) -> list[Object]:
         """All steps that can be reached, each before those that it leads to."""
-        if self._draft.problems or not self._steps:
+        if self._broken:
             return []
         first = str(self._initial) if self._initial is not None else next(iter(self._steps))
         if first not in self._steps:
@@ -129,7 +131,7 @@ class _Steps:
         transitions = self._steps[name].get("transitions") or []
         expected = '{"to": step, "condition": …}'
         for index, transition in enumerate(transitions if isinstance(transitions, list) else [transitions]):
-            key = f"{self._keys[name]}.transitions[{index}]"
+            key = f"{self._keys[name]}.transitions" + (f"[{index}]" if isinstance(transitions, list) else "")
             if isinstance(transition, str):
                 transition = {"to": transition}
             if not isinstance(transition, dict):
@@ -153,7 +155,7 @@ class _Steps:
         native: list[Object] = []
         actions = step.get("actions") or []
         for index, action in enumerate(actions if isinstance(actions, list) else [actions]):
-            inner = f"{key}.actions[{index}]"
+            inner = f"{key}.actions[{index}]" if isinstance(actions, list) else f"{key}.actions"
             if not isinstance(action, dict) or not isinstance(action.get("type"), str):
                 self._draft.complain("not an action", inner, '{"type": …, "config": {…}}')
                 continue

@@ -254,7 +254,7 @@ class Nodes:
         self._set(step, "on_error", named.pop("error", None), stop, gone=None)
         if isinstance(step.get("deadline"), dict):
             self._set(step["deadline"], "next", named.pop("deadline", None), stop, gone=None)
-        for index, branch in enumerate(step.get("choose") or []):
+        for index, branch in enumerate(branches_of(step)):
             if isinstance(branch, dict) and "steps" not in branch:
                 self._set(branch, "next", named.pop(f"when-{index}", None), stop, gone=END)
         if named.pop("skipped", following) != following:
@@ -339,17 +339,24 @@ def _event(outer: Object) -> tuple[str, str] | None:
 
 def falls_through(step: Object) -> bool:
     """Whether a step goes on behind itself: a choice that always jumps doesn't."""
-    branches = [branch for branch in step.get("choose") or [] if isinstance(branch, dict)]
+    branches = [branch for branch in branches_of(step) if isinstance(branch, dict)]
     return not branches or any("steps" in branch for branch in branches) or all("when" in b for b in branches)
+
+
+def branches_of(step: Object) -> list[Any]:
+    """The branches of a choice, as they are written."""
+    branches = step.get("choose")
+    return branches if isinstance(branches, list) else []
 
 
 def nested_lists(step: Object) -> Iterator[tuple[str, list[Any]]]:
     """(where, steps) of each list of steps in a step: ``choose[0].steps``, ``parallel.branches.a`` …."""
-    for index, branch in enumerate(step.get("choose") or []):
+    for index, branch in enumerate(branches_of(step)):
         if isinstance(branch, dict) and isinstance(branch.get("steps"), list):
             yield f"choose[{index}].steps", branch["steps"]
     parallel = step.get("parallel")
-    for name, steps in (parallel.get("branches") or {}).items() if isinstance(parallel, dict) else ():
+    branches = parallel.get("branches") if isinstance(parallel, dict) else None
+    for name, steps in branches.items() if isinstance(branches, dict) else ():
         if isinstance(steps, list):
             yield f"parallel.branches.{name}", steps
     each = step.get("for_each")

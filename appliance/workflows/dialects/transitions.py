@@ -109,13 +109,14 @@ class _Machine:
                 (state.get("name") if isinstance(state, dict) else state, state, f"{self._prefix}states[{index}]")
                 for index, state in enumerate(states if isinstance(states, list) else [states])
             ]
-        for name, state, key in named:
-            if not isinstance(name, str):
-                self._draft.complain("a state without a name", key, "a text, or an object with name")
-            elif isinstance(state, dict):
-                self._declare_one(name, state, key)
-            else:
+        for name, _, key in named:
+            if isinstance(name, str):
                 self._state(name, key)
+            else:
+                self._draft.complain("a state without a name", key, "a text, or an object with name")
+        for name, state, key in named:
+            if isinstance(name, str) and isinstance(state, dict):
+                self._declare_one(name, state, key)
 
     def _declare_one(self, name: str, state: Object, key: str) -> None:
         draft, native = self._draft, self._state(name, key)

@@ -96,5 +96,11 @@ def test_the_table_of_operators() -> None:
 
 @pytest.mark.parametrize("words", [STARTS, ENDS, MERGES, CONDITIONS, HEAD], ids=lambda words: words[0])
 def test_every_type_of_node_and_key_is_named(words: tuple[str, ...]) -> None:
-    known = names_in(re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)) | {"event", "order", "createdAt", "updatedAt", "createdBy"}
+    known = names_in(re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)) | {
+        "event",
+        "order",
+        "createdAt",
+        "updatedAt",
+        "createdBy",
+    }
     assert set(words) <= known
