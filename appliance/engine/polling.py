@@ -47,6 +47,8 @@ _STATES_EVERY_S = 5.0
 _MOST_AUDITED = 100_000
 """Rows of a stretch beyond which it isn't counted again."""
 _MAX_ERROR = 500
+_MOST_LOGGED = 10
+"""Refused rows of one page that are logged one by one; all are in the list."""
 _STOP_S = 3.0
 
 log = logging.getLogger(__name__)
@@ -272,13 +274,13 @@ class Scan:
         """Read and map the next page; nothing is changed yet."""
         place = Place(claim.place, claim.place_key)
         page = await self._reader.page(self._shape, place, self._source.batch, self._max_bytes)
-        keys = [self.key_of(row) for row in page.rows]
-        seen = await store.seen(claim.name, keys)
-        fresh = [(row, key) for row, key in zip(page.rows, keys, strict=True) if key not in seen]
-        events, refused = await asyncio.to_thread(self.mapped, fresh)
+        rows = {self.mark_of(row): row for row in page.rows}
+        seen = await store.seen(claim.name, list(rows))
+        fresh = {mark: row for mark, row in rows.items() if mark not in seen}
+        events, refused = await asyncio.to_thread(self.mapped, list(fresh.values()))
         late = frozenset(event.uid for row, event in events if claim.newest is not None and row.cursor < claim.newest)
-        above = {key: row.cursor for row, key in fresh if claim.bound is None or row.cursor > claim.bound}
-        step = Step(
+        above = {mark: row.cursor for mark, row in fresh.items() if claim.bound is None or row.cursor > claim.bound}
+        return Step(
             self._behind(claim, page, len(fresh) - len(above)),
             self._source.priority,
             [event for _, event in events],
@@ -286,9 +288,10 @@ class Scan:
             refused,
             late,
         )
-        for refusal in refused:
-            log.warning("source %s: the row %s is refused: %s", claim.name, refusal.row_key, refusal.error)
-        return step
+
+    def mark_of(self, row: Row) -> str:
+        """What a row that was dealt with is known by. Of one key there may be several rows: later ones are repeats."""
+        return key_uuid("row", self._source.name, row.key or "", str(row.cursor))
 
     def key_of(self, row: Row) -> str:
         """The key of the row's event; a row without a key has one to be known by."""
@@ -296,15 +299,15 @@ class Scan:
             return key_uuid("source", self._source.name, "", str(row.cursor))
         return event_key(self._source.name, row.key)
 
-    def mapped(self, rows: Sequence[tuple[Row, str]]) -> tuple[list[tuple[Row, Event]], list[Refusal]]:
+    def mapped(self, rows: Sequence[Row]) -> tuple[list[tuple[Row, Event]], list[Refusal]]:
         """The rows' events, and the rows that can't be one. Takes some 50 µs a row: call it in a thread."""
         events, refused = [], []
-        for row, key in rows:
+        for row in rows:
             try:
                 events.append((row, self._mapper.event(row)))
             except Malformed as error:
                 row_key = row.key[:_MAX_ERROR] if row.key is not None else None
-                refused.append(Refusal(key, row_key, row.cursor, str(error)[:_MAX_ERROR]))
+                refused.append(Refusal(self.key_of(row), row_key, row.cursor, str(error)[:_MAX_ERROR]))
         return events, refused
 
     async def _start(self) -> int | None:
@@ -369,6 +372,7 @@ class Scan:
 
 
 def _count(source: Source, step: Step, accepted: set[str]) -> None:
+    """Tell what became of a page's rows."""
     outcomes = {
         "event": len(accepted),
         "repeat": len(step.events) - len(accepted),
@@ -378,3 +382,7 @@ def _count(source: Source, step: Step, accepted: set[str]) -> None:
     for outcome, number in outcomes.items():
         if number:
             METRICS.source_rows.labels(source.name, outcome).inc(number)
+    for refusal in step.refused[:_MOST_LOGGED]:
+        log.warning("source %s: the row %s is refused: %s", source.name, refusal.row_key, refusal.error)
+    if (more := len(step.refused) - _MOST_LOGGED) > 0:
+        log.warning("source %s: %d more rows are refused", source.name, more)

@@ -154,9 +154,10 @@ class Reader:
         return int(found[0]) if found else None
 
     async def count(self, shape: Shape, after: int, until: int, limit: int) -> int:
-        """How many rows there are behind ``after``, up to ``until``; no more than ``limit`` are counted."""
+        """How many rows, told apart by cursor and key, are behind ``after``, up to ``until``; ``limit`` at most."""
         statement = (
-            "SELECT count(*) FROM (SELECT FROM {query} WHERE {finite} AND {cursor} > {p2} AND {cursor} <= {p3}"
+            "SELECT count(*) FROM (SELECT DISTINCT {cursor}, {key} FROM {query} "
+            "WHERE {finite} AND {cursor} > {p2} AND {cursor} <= {p3}"
             " LIMIT $4) AS counted"
         )
         values = [_least(shape.kind), _text(after, shape.kind), _text(until, shape.kind), limit]

@@ -56,7 +56,7 @@ class Step:
     priority: str
     events: list[Event] = field(default_factory=list)
     remembered: dict[str, int] = field(default_factory=dict)
-    """Cursor values, by key, of rows above the bound: they will be seen again."""
+    """Cursor values, by mark, of rows above the bound: they will be seen again."""
     refused: list[Refusal] = field(default_factory=list)
     late: frozenset[str] = frozenset()
     """uids of the events whose rows were behind newer ones."""
@@ -110,12 +110,12 @@ class SourceStore:
             row = await (await connection.execute(_SQL["one"], [name])).fetchone()
         return _claim(row) if row is not None else None
 
-    async def seen(self, name: str, keys: Sequence[str]) -> set[str]:
-        """Which of these keys were dealt with above the floor."""
-        if not keys:
+    async def seen(self, name: str, marks: Sequence[str]) -> set[str]:
+        """Which of the rows with these marks were dealt with above the floor."""
+        if not marks:
             return set()
         async with checked_out(self._pool) as connection:
-            found: list[Any] = await (await connection.execute(_SQL["seen"], [name, list(keys)])).fetchall()
+            found: list[Any] = await (await connection.execute(_SQL["seen"], [name, list(marks)])).fetchall()
         return {row[0] for row in found}
 
     async def known(self, keys: Sequence[str]) -> set[str]:
@@ -132,10 +132,10 @@ class SourceStore:
             await connection.execute(_SQL["forget_all"], [claim.name])
 
     async def retry_refused(self, claim: Claim, within_s: float) -> int | None:
-        """The cursor value of the first refused row, if there is one, and make sure that they are looked at again."""
+        """The cursor value of the first refused row, if there is one, and make sure that all is looked at again."""
         async with checked_out(self._pool) as connection:
             row: Any = await (await connection.execute(_SQL["earliest_refusal"], [claim.name, within_s])).fetchone()
-            await connection.execute(_SQL["unrefuse"], [claim.name])
+            await connection.execute(_SQL["forget_all"], [claim.name])
         return None if row[0] is None else int(row[0])
 
     async def commit(self, step: Step, hold_s: float) -> tuple[Claim, set[str]]:

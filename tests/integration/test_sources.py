@@ -604,3 +604,15 @@ async def test_a_preview_shows_what_the_next_look_gives_and_moves_nothing(stand:
     nowhere = Inlets(poller.folder, SourceStore(stand.pool), settings, {"shop": "postgresql://127.0.0.1:1/x"})
     assert "refused" in (await nowhere.preview("subscriptions", 1))["error"]
     assert await try_all(list(poller.folder.sources.values()), {"shop": stand.shop_url}, settings) == [None]
+
+
+async def test_rows_that_share_a_key_are_one_event_and_the_rest_are_repeats(stand: Stand) -> None:
+    stand.write(SUBSCRIPTIONS.replace("key: id", "key: plan").replace("lag: 1h", "lag: 0s"))
+    async with stand.running(stand.poller()):
+        for _ in range(8):
+            await stand.insert(2, plan="basic")
+            await stand.insert(1, plan="pro")
+            await stand.polls()
+    assert sorted(event.id for event in await stand.events()) == ["basic", "pro"]
+    state = await stand.state()
+    assert (state.events, state.repeats, state.missed) == (2, 22, 0)

@@ -30,7 +30,7 @@ CREATE TABLE sources (
 -- Rows above the floor that were dealt with: what is seen again there is nothing new.
 CREATE TABLE source_rows (
     source text NOT NULL REFERENCES sources (name) ON DELETE CASCADE,
-    key uuid NOT NULL,
+    key uuid NOT NULL,                          -- a digest of the row's key and cursor value
     cursor bigint NOT NULL,
     PRIMARY KEY (source, key)
 );

@@ -41,7 +41,7 @@ WHERE name = %b
 -- name: remember
 INSERT INTO source_rows (source, key, cursor)
 SELECT %b, u.key::uuid, u.cursor FROM unnest(%b::text[], %b::int8[]) AS u (key, cursor)
-ON CONFLICT (source, key) DO UPDATE SET cursor = GREATEST(source_rows.cursor, EXCLUDED.cursor)
+ON CONFLICT (source, key) DO NOTHING
 
 -- name: refuse
 INSERT INTO source_refusals (source, key, row_key, cursor, error)
@@ -67,9 +67,6 @@ DELETE FROM source_refusals WHERE source = %b AND at < now() - make_interval(sec
 -- Where to begin anew so that refused rows are tried again. Not too far back: the keys of events are forgotten after the
 -- retention, and what lies behind would be taken for new.
 SELECT min(cursor) FROM source_refusals WHERE source = %b AND at > now() - make_interval(secs => %b)
-
--- name: unrefuse
-DELETE FROM source_rows r USING source_refusals f WHERE r.source = %b AND f.source = r.source AND f.key = r.key
 
 -- name: release
 UPDATE sources SET held_until = NULL, due_at = now() + make_interval(secs => %b) WHERE name = %b AND turn = %b
