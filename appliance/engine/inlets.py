@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from appliance.engine.polling import Scan
+from appliance.engine.scan import Scan
 from appliance.errors import Malformed, NotFound
 from appliance.events import format_time
 from appliance.identifiers import is_uuid
