@@ -36,6 +36,8 @@ class FlowGraph:
     """By a block of ours: what is drawn of the steps in it, which is no node by itself: (id, step, key)."""
     leaps: dict[str, list[str]] = field(default_factory=dict)
     """By a block of ours: where the steps in it jump to."""
+    exits: set[str] = field(default_factory=set)
+    """Nodes at which a way may end although edges leave them: conditions with an answer that no edge is for."""
     start: str = ""
     ranks: dict[str, int] = field(default_factory=dict)
 
@@ -64,7 +66,7 @@ class FlowGraph:
         """By node, what every way from it to an end comes to."""
         musts: dict[str, set[str]] = {}
         for node in sorted(self.nodes, key=lambda node: self.ranks[node], reverse=True):
-            behind = [musts[target] for target in self.targets(node)]
+            behind = [musts[target] for target in self.targets(node)] + [set()] * (node in self.exits)
             musts[node] = {node} | (set.intersection(*behind) if behind else set())
         return musts
 

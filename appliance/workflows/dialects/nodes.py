@@ -92,6 +92,10 @@ class Nodes:
             elif jumps.named.setdefault(name, edge.target) != edge.target:
                 expected = "one edge; from a node behind it, several may lead on"
                 self._draft.complain(f"two edges leave {node!r} at {edge.handle!r}", edge.key, expected)
+        if asks and not {*(self._cases(data) or ["true"]), "false"} <= jumps.named.keys():
+            self._graph.exits.add(node)
+        if "step" in data and _may_end(data["step"]):
+            self._graph.exits.add(node)
         return jumps
 
     def _name(self, edge: Edge, data: Object, *, asks: bool, sole: bool) -> str | None:
@@ -335,6 +339,14 @@ def _event(outer: Object) -> tuple[str, str] | None:
         if isinstance(outer.get(word), dict) and isinstance(outer[word].get("event"), str):
             return f"{word}.event", outer[word]["event"]
     return None
+
+
+def _may_end(step: Any) -> bool:
+    """Whether a jump of a step of ours leads to the end."""
+    if not isinstance(step, dict):
+        return False
+    places = [step, step.get("deadline"), *branches_of(step)]
+    return any(isinstance(place, dict) and END in (place.get("next"), place.get("on_error")) for place in places)
 
 
 def falls_through(step: Object) -> bool:

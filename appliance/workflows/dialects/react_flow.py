@@ -100,7 +100,9 @@ class _Layout:
         for position, node in enumerate(order):
             if node in self._placed:
                 message = f"ways that are taken side by side cross in {node!r}"
-                self._draft.complain(message, self._graph.keys[node], "one node where all of them meet")
+                self._draft.complain(
+                    message, self._graph.keys[node], "one node where all of them meet, whatever is answered on the way"
+                )
                 continue
             self._placed.add(node)
             following = order[position + 1] if position + 1 < len(order) else None

@@ -242,6 +242,11 @@ def test_the_graph_may_stand_in_a_wrapper() -> None:
         (graph(condition("q", "x"), "a", "b", edges="q:true>a q:yes>b"), "edges[1]", "two edges leave 'q' at 'yes'"),
         (graph("a", node("stop", "end"), "b", edges="a>stop stop>b"), "nodes[1]", "nothing comes behind 'stop'"),
         (graph("a", "b", "c", "d", "e", "f", edges="a>b a>c b>d b>e c>e d>f e>f"), "nodes[4]", "cross in 'e'"),
+        (
+            graph("a", condition("q", "x"), "b", "c", edges="a>q a>b q:true>c b>c"),
+            "nodes[3]",
+            "ways that are taken side by side cross in 'c'",
+        ),
         (graph("a", surprise=1), "surprise", "unknown key 'surprise'"),
     ],
 )  # fmt: skip
