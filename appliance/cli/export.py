@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from appliance.cli.client import API, Client, connected, json_option, quoted
+from appliance.cli.exits import Failure
 
 FORMS = ("yaml", "json", "react-flow")
 
@@ -33,7 +34,15 @@ def export(client: Client, name: str, form: str, out: Path | None, as_json: bool
         text = to_yaml(answer)
     else:
         text = json.dumps(answer, ensure_ascii=False, indent=2) + "\n"
-    if out is not None:
-        out.write_text(text, "utf-8")
-    else:
+    if out is None:
         click.echo(text, nl=False)
+    else:
+        write(out, text)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file; raises Failure when that is impossible."""
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise Failure(f"{path} can't be written: {error.strerror}") from None

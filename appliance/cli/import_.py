@@ -12,6 +12,7 @@ import click
 
 from appliance.cli.client import json_option
 from appliance.cli.exits import Exit, Failure
+from appliance.cli.export import write
 from appliance.cli.local import config_dir_option, registry_here, settings_here
 from appliance.cli.tables import emit
 from appliance.errors import DefinitionError, Problem
@@ -103,7 +104,7 @@ def _write(definitions: list[dict[str, Any]], out: Path) -> list[str]:
         out.mkdir(parents=True, exist_ok=True)
         paths = [out / name for name in _file_names(definitions)]
     for path, definition in zip(paths, definitions, strict=True):
-        path.write_text(to_yaml(definition), "utf-8")
+        write(path, to_yaml(definition))
     return [str(path) for path in paths]
 
 
