@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 
 from appliance.http.operations import Operation, Parameter
@@ -46,5 +48,5 @@ class Exports:
         if definition is None:
             raise HttpProblem("not-found", f"The workflow {workflow['name']!r} has no definition.")
         if form == "yaml":
-            return Reply(200, to_yaml(definition).encode(), _YAML)
-        return json_reply(draw(definition) if form == "react-flow" else definition)
+            return Reply(200, (await asyncio.to_thread(to_yaml, definition)).encode(), _YAML)
+        return json_reply(await asyncio.to_thread(draw, definition) if form == "react-flow" else definition)

@@ -14,9 +14,9 @@ from typing import Any
 from appliance.errors import DefinitionError
 from appliance.workflows.dialects import translate
 from appliance.workflows.dialects.draft import Object, plain_id
-from appliance.workflows.dialects.nodes import falls_through, nested_lists
 from appliance.workflows.layout import Box, arranged, column
 from appliance.workflows.models import KINDS
+from appliance.workflows.nesting import falls_through, nested_lists
 from appliance.workflows.revision import CONTINUE, END
 
 _HEAD = ("name", "description", "enabled", "priority", "order")

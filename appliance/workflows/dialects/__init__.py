@@ -21,7 +21,7 @@ from appliance.workflows.dialects import (
     step_lists,
     transitions,
 )
-from appliance.workflows.dialects.draft import Object, Translation
+from appliance.workflows.dialects.draft import Object, Translation, around, keys_of
 from appliance.workflows.models import WorkflowModel
 from appliance.workflows.revision import Workflow
 
@@ -111,19 +111,18 @@ def compile_document(
         translation = translate(document)
         workflow = compile_workflow(translation.native, actions=actions, file=file)
     except DefinitionError as error:
-        problems = (_placed(problem, translation, document, key, lines or {}, file) for problem in error.problems)
+        known = frozenset(keys_of(document))
+        places = ((problem, translation.source_key(problem.key, known)) for problem in error.problems)
+        problems = (_placed(problem, place, key, lines or {}, file) for problem, place in places)
         ordered = sorted(dict.fromkeys(problems), key=lambda problem: (problem.line or 0, problem.column or 0))
         raise DefinitionError(*ordered) from None
     return workflow, translation.dialect is not None
 
 
-def _placed(
-    problem: Problem, translation: Translation, document: Any, key: str, lines: Lines, file: str | None
-) -> Problem:
-    place = translation.source_key(problem.key, document)
+def _placed(problem: Problem, place: str, key: str, lines: Lines, file: str | None) -> Problem:
     whole = f"{key}.{place}".strip(".") if key else place
     near = whole
     while near and near not in lines:
-        near = near[: max(near.rfind("."), near.rfind("["), 0)]
+        near = around(near)
     line, column = lines.get(near, (None, None))
     return Problem(problem.message, whole, file, line, column, problem.expected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,36 +27,41 @@ class Translation:
     dialect: str | None = None
     places: Mapping[str, str] = field(default_factory=dict)
 
-    def source_key(self, key: str, document: Any) -> str:
-        """Where in the source ``document`` that stands which has ``key`` in the translation; the nearest place."""
+    def source_key(self, key: str, known: Container[str]) -> str:
+        """Where in the source that stands which has ``key`` in the translation; ``known`` are the source's keys.
+
+        Where it has no place of its own, that of the nearest part around it.
+        """
         if self.dialect is None:
             return key
-        near, place = max(
-            ((ours, theirs) for ours, theirs in self.places.items() if _is_below(key, ours)),
-            key=lambda pair: len(pair[0]),
-            default=("", ""),
-        )
-        rest = key[len(near) :] if near else f".{key}"
-        whole = (place + rest).lstrip(".")
-        return whole if whole in set(keys_of(document)) else place
+        near = key
+        while near and near not in self.places:
+            near = around(near)
+        place = self.places.get(near, "")
+        whole = (place + (key[len(near) :] if near else f".{key}")).lstrip(".")
+        return whole if whole in known else place
 
 
 class Draft:
-    """A translation under way. ``problems`` is added to; the result counts only if there are none."""
+    """A translation under way; its result counts only if there are no problems."""
 
     def __init__(self, prefix: str = "") -> None:
-        self.problems: list[Problem] = []
+        self._problems: dict[Problem, None] = {}
         self.prefix = prefix
         """Where the definition stands in its document: ``definition.``, mostly nowhere."""
         self._origins: dict[int, dict[str, str]] = {}
         self._kept: list[Any] = []
         self._ids: dict[str, str] = {}
+        self._taken: dict[str, int] = {}
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All that can't be translated, each once."""
+        return list(self._problems)
 
     def complain(self, message: str, key: str, expected: str | None = None) -> None:
         """Note that what stands at ``key`` can't be translated; ``expected`` is what to write instead."""
-        problem = Problem(message, key, expected=expected)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self._problems[Problem(message, key, expected=expected)] = None
 
     def refuse_unknown(self, given: Mapping[str, Any], key: str, known: Iterable[str]) -> None:
         """Complain of every key of ``given``, which stands at ``key``, that is none of ``known``."""
@@ -90,10 +95,12 @@ class Draft:
 
     def fresh_id(self, name: str) -> str:
         """An id like ``name`` that no step has yet."""
-        own, number = plain_id(name), 1
-        while (found := own if number == 1 else f"{own}_{number}") in self._ids.values():
+        own = plain_id(name)
+        number = self._taken.get(own, 0) + 1
+        while (found := own if number == 1 else f"{own}_{number}") in self._taken:
             number += 1
-        self._ids[f"\0{found}"] = found
+        self._taken[own] = number
+        self._taken.setdefault(found, 1)
         return found
 
     def done(self, native: Object, dialect: str) -> Translation:
@@ -123,6 +130,11 @@ def plain_id(name: str) -> str:
     return f"{own}_step" if own in RESERVED else own
 
 
+def around(key: str) -> str:
+    """The key of what a part stands in: ``steps[0]`` for ``steps[0].id``, nothing for ``steps``."""
+    return key[: max(key.rfind("."), key.rfind("["), 0)]
+
+
 def keys_of(document: Any, key: str = "") -> Iterator[str]:
     """Every dotted key of a document: ``steps``, ``steps[0]``, ``steps[0].id`` …."""
     if isinstance(document, dict):
@@ -134,10 +146,6 @@ def keys_of(document: Any, key: str = "") -> Iterator[str]:
         for index, value in enumerate(document):
             yield f"{key}[{index}]"
             yield from keys_of(value, f"{key}[{index}]")
-
-
-def _is_below(key: str, place: str) -> bool:
-    return key == place or (key.startswith(place) and key[len(place)] in ".[")
 
 
 def _listed(names: list[str]) -> str:

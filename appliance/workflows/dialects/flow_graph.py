@@ -5,9 +5,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from appliance.workflows.dialects.draft import Draft, Object
+from appliance.workflows.graph import MAX_STEPS
 
 NOTES = ("note", "comment", "annotation", "sticky-note", "group")
 """Types of nodes that are for people: without edges, they are no steps."""
@@ -25,7 +27,7 @@ class Edge:
     key: str
 
 
-@dataclass(slots=True)
+@dataclass
 class FlowGraph:
     """Nodes by id, in the order in which a run may come to them, and the edges that leave each."""
 
@@ -58,16 +60,25 @@ class FlowGraph:
 
     def meeting(self, nodes: Iterable[str]) -> str | None:
         """The first node that every way from each of ``nodes`` comes to; None if there is none."""
-        musts = self._musts()
-        common = set.intersection(*(musts[node] for node in nodes))
-        return min(common, key=lambda node: self.ranks[node], default=None)
+        common = -1
+        for node in nodes:
+            common &= self._musts[node]
+        return self._ranked[(common & -common).bit_length() - 1] if common else None
 
-    def _musts(self) -> dict[str, set[str]]:
-        """By node, what every way from it to an end comes to."""
-        musts: dict[str, set[str]] = {}
-        for node in sorted(self.nodes, key=lambda node: self.ranks[node], reverse=True):
-            behind = [musts[target] for target in self.targets(node)] + [set()] * (node in self.exits)
-            musts[node] = {node} | (set.intersection(*behind) if behind else set())
+    @cached_property
+    def _ranked(self) -> list[str]:
+        return sorted(self.nodes, key=lambda node: self.ranks[node])
+
+    @cached_property
+    def _musts(self) -> dict[str, int]:
+        """By node, what every way from it to an end comes to: a bit for each node, by its rank."""
+        musts: dict[str, int] = {}
+        for node in reversed(self._ranked):
+            targets = self.targets(node)
+            common = -1 if targets and node not in self.exits else 0
+            for target in targets:
+                common &= musts[target]
+            musts[node] = common | 1 << self.ranks[node]
         return musts
 
 
@@ -77,6 +88,9 @@ def read_graph(body: Object, prefix: str, starts: Iterable[str], draft: Draft) -
     ``starts`` are types of nodes at which a run begins.
     """
     graph = FlowGraph()
+    if len(body["nodes"]) > MAX_STEPS:
+        draft.complain(f"more than {MAX_STEPS} nodes", f"{prefix}nodes", "several workflows")
+        return None
     _read_nodes(graph, body["nodes"], f"{prefix}nodes", draft)
     _read_edges(graph, body["edges"], f"{prefix}edges", draft)
     for block, drawn in graph.inner.items():
@@ -159,6 +173,7 @@ def _touched(graph: FlowGraph, node: str) -> bool:
 def _rank(graph: FlowGraph, draft: Draft) -> None:
     """An order in which no edge leads back; as the nodes are listed, where that is free."""
     listed = list(graph.nodes)
+    numbers = {node: number for number, node in enumerate(listed)}
     waiting = dict.fromkeys(listed, 0)
     for node in listed:
         for target in graph.targets(node):
@@ -170,7 +185,7 @@ def _rank(graph: FlowGraph, draft: Draft) -> None:
         for target in graph.targets(node):
             waiting[target] -= 1
             if not waiting[target]:
-                heapq.heappush(ready, listed.index(target))
+                heapq.heappush(ready, numbers[target])
     round_ = [node for node in listed if node not in graph.ranks]
     if round_:
         way = list(_circle(graph, round_))

@@ -14,6 +14,7 @@ comes first. Each action of a step becomes a step (``step``, ``step_2`` …), an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from appliance.errors import DefinitionError
@@ -46,7 +47,7 @@ def translate(document: Object) -> Translation:
     draft = Draft(prefix)
     native = head(document, draft, ("trigger", "initial_step_id", "steps"))
     native["trigger"] = _trigger(definition.get("trigger"), draft)
-    native["steps"] = _Steps(definition, draft).translated()
+    native["steps"] = draft.at(_Steps(definition, draft).translated(), f"{prefix}steps")
     if draft.problems:
         raise DefinitionError(*draft.problems)
     return draft.done(native, NAME)
@@ -107,23 +108,25 @@ class _Steps:
 
     def _ordered(self, first: str) -> list[str]:
         """A topological order from ``first``."""
-        done: list[str] = []
-        open_: list[str] = []
-
-        def visit(name: str) -> None:
-            if name in open_:
-                way = " → ".join([*open_[open_.index(name) :], name])
+        done: dict[str, None] = {}
+        open_: dict[str, Iterator[str]] = {first: self._targets(first)}
+        while open_:
+            name = next(reversed(open_))
+            target = next(open_[name], None)
+            if target is None:
+                done[name] = None
+                del open_[name]
+            elif target in open_:
+                way = [*open_][[*open_].index(target) :]
                 expected = "a way forward: a workflow with states may go back"
-                self._draft.complain(f"loops aren't supported: {way}", f"{self._keys[name]}.transitions", expected)
-            elif name not in done:
-                open_.append(name)
-                for target, _ in reversed(self._transitions(name)):
-                    visit(target)
-                open_.pop()
-                done.append(name)
+                message = f"loops aren't supported: {' → '.join([*way, target])}"
+                self._draft.complain(message, f"{self._keys[target]}.transitions", expected)
+            elif target not in done:
+                open_[target] = self._targets(target)
+        return [*done][::-1]
 
-        visit(first)
-        return done[::-1]
+    def _targets(self, name: str) -> Iterator[str]:
+        return iter([target for target, _ in reversed(self._transitions(name))])
 
     def _transitions(self, name: str) -> list[tuple[str, Any]]:
         """(target, condition) of each transition."""

@@ -28,6 +28,7 @@ MARKS = "jsonLogic or rule with if, and, action and delay"
 _RULE = ("rule", "event", "trigger", "execute")
 _ACTION = ("action", "actionName", "actionDetails", "actionData", "type")
 _KINDS = ("if", "and", "action", "delay", "sharedFlow", "parallel", "always", "end", "trigger")
+_MAX_DEPTH = 32
 _EXPECTED = "if, and, parallel, action, delay, sharedFlow or end"
 
 
@@ -76,9 +77,20 @@ class _Rule:
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
+        self._depth = 0
 
     def steps(self, rule: Any, key: str) -> list[Object]:
         """What an expression does, as steps."""
+        self._depth += 1
+        try:
+            return self._steps(rule, key)
+        finally:
+            self._depth -= 1
+
+    def _steps(self, rule: Any, key: str) -> list[Object]:
+        if self._depth > _MAX_DEPTH:
+            self._draft.complain(f"nested deeper than {_MAX_DEPTH} levels", key, "several workflows")
+            return []
         if not isinstance(rule, dict) or not rule:
             self._draft.complain(f"nothing to do: {rule!r:.80}", key, _EXPECTED)
             return []

@@ -13,6 +13,7 @@ from appliance.workflows.dialects.conditions import condition
 from appliance.workflows.dialects.draft import Draft, Object
 from appliance.workflows.dialects.flow_graph import Edge, FlowGraph, type_of
 from appliance.workflows.dialects.texts import mustache
+from appliance.workflows.nesting import branches_of, falls_through, may_end, nested
 from appliance.workflows.revision import END
 
 STARTS = ("start", "trigger", "input", "event")
@@ -94,7 +95,7 @@ class Nodes:
                 self._draft.complain(f"two edges leave {node!r} at {edge.handle!r}", edge.key, expected)
         if asks and not {*(self._cases(data) or ["true"]), "false"} <= jumps.named.keys():
             self._graph.exits.add(node)
-        if "step" in data and _may_end(data["step"]):
+        if "step" in data and may_end(data["step"]):
             self._graph.exits.add(node)
         return jumps
 
@@ -278,7 +279,7 @@ class Nodes:
 
     def _check_drawn(self, node: str, step: Object) -> None:
         """What is drawn of the steps in a block must be what the block says."""
-        inner = dict(_nested(step))
+        inner = dict(nested(step))
         for drawn, given, key in self._graph.inner.get(node, ()):
             if inner.get(drawn) != given:
                 expected = f"data.step of {node!r}, where it is changed"
@@ -339,46 +340,3 @@ def _event(outer: Object) -> tuple[str, str] | None:
         if isinstance(outer.get(word), dict) and isinstance(outer[word].get("event"), str):
             return f"{word}.event", outer[word]["event"]
     return None
-
-
-def _may_end(step: Any) -> bool:
-    """Whether a jump of a step of ours leads to the end."""
-    if not isinstance(step, dict):
-        return False
-    places = [step, step.get("deadline"), *branches_of(step)]
-    return any(isinstance(place, dict) and END in (place.get("next"), place.get("on_error")) for place in places)
-
-
-def falls_through(step: Object) -> bool:
-    """Whether a step goes on behind itself: a choice that always jumps doesn't."""
-    branches = [branch for branch in branches_of(step) if isinstance(branch, dict)]
-    return not branches or any("steps" in branch for branch in branches) or all("when" in b for b in branches)
-
-
-def branches_of(step: Object) -> list[Any]:
-    """The branches of a choice, as they are written."""
-    branches = step.get("choose")
-    return branches if isinstance(branches, list) else []
-
-
-def nested_lists(step: Object) -> Iterator[tuple[str, list[Any]]]:
-    """(where, steps) of each list of steps in a step: ``choose[0].steps``, ``parallel.branches.a`` …."""
-    for index, branch in enumerate(branches_of(step)):
-        if isinstance(branch, dict) and isinstance(branch.get("steps"), list):
-            yield f"choose[{index}].steps", branch["steps"]
-    parallel = step.get("parallel")
-    branches = parallel.get("branches") if isinstance(parallel, dict) else None
-    for name, steps in branches.items() if isinstance(branches, dict) else ():
-        if isinstance(steps, list):
-            yield f"parallel.branches.{name}", steps
-    each = step.get("for_each")
-    if isinstance(each, dict) and isinstance(each.get("steps"), list):
-        yield "for_each.steps", each["steps"]
-
-
-def _nested(step: Object) -> Iterator[tuple[str, Any]]:
-    for _, steps in nested_lists(step):
-        for inner in steps:
-            if isinstance(inner, dict):
-                yield str(inner.get("id")), inner
-                yield from _nested(inner)

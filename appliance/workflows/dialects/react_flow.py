@@ -16,6 +16,7 @@ from appliance.workflows.dialects.draft import Draft, Object, Translation
 from appliance.workflows.dialects.flow_graph import FlowGraph, read_graph, type_of
 from appliance.workflows.dialects.heads import body_of, head
 from appliance.workflows.dialects.nodes import STARTS, Nodes
+from appliance.workflows.graph import MAX_NESTING
 from appliance.workflows.revision import END
 
 NAME = "a React Flow graph"
@@ -95,6 +96,10 @@ class _Layout:
 
     def _thread(self, firsts: list[str], stop: str | None) -> list[Object]:
         """The steps from some nodes on, up to ``stop``, one after the other, with the blocks in them."""
+        if self._depth > MAX_NESTING:
+            expected = "ways that meet earlier, or several workflows"
+            self._draft.complain(f"nested deeper than {MAX_NESTING} blocks", self._graph.keys[firsts[0]], expected)
+            return []
         order = self._level(firsts, stop)
         native: list[Object] = []
         for position, node in enumerate(order):

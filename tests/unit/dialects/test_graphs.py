@@ -257,6 +257,14 @@ def test_what_can_not_be_a_workflow(document: Graph, key: str, words: str) -> No
     assert found.expected
 
 
+def test_ways_within_ways_have_a_bound() -> None:
+    edges = " ".join(f"{n}>{n + 1} {n}>{n + 2}" for n in range(0, 60, 2))
+    document = graph(*map(str, range(61)), edges=edges)
+    with pytest.raises(DefinitionError, match="nested deeper than 10 blocks"):
+        to_native(document)
+    assert problem(graph(*map(str, range(2001)))).message == "more than 2000 nodes"
+
+
 def test_a_condition_at_an_edge_is_refused() -> None:
     document = graph("a", "b", edges="a>b")
     document["edges"][0]["data"] = {"condition": {"==": [1, 1]}}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from appliance.errors import DefinitionError, Problem
 from appliance.registry import Registry
 from appliance.workflows.dialects import DIALECTS, compile_document, parts_of, to_native, translate
-from appliance.workflows.dialects.draft import keys_of
+from appliance.workflows.dialects.draft import around, keys_of
 from appliance.workflows.drawing import draw
 from appliance.workflows.loader import definition_files, parse_document, read_document
 
@@ -126,11 +126,6 @@ def strange() -> st.SearchStrategy[Any]:
     return st.builds(spoilt, st.sampled_from([*map(definition, NAMES), *drawn]), values, picks)
 
 
-def _around(key: str) -> str:
-    """The key around another one."""
-    return key[: max(key.rfind("."), key.rfind("["), 0)]
-
-
 @given(strange())
 def test_a_spoilt_definition_is_refused_with_keys_that_are_there(document: Any) -> None:
     found: tuple[Problem, ...] = ()
@@ -140,7 +135,7 @@ def test_a_spoilt_definition_is_refused_with_keys_that_are_there(document: Any) 
         found = error.problems
     keys = {"", *keys_of(document)}
     # What should be there and isn't has a key as well, in something that is there.
-    assert [str(problem) for problem in found if not {problem.key, _around(problem.key)} & keys] == []
+    assert [str(problem) for problem in found if not {problem.key, around(problem.key)} & keys] == []
 
 
 # --- where ----------------------------------------------------------------------------------------------------------

@@ -528,6 +528,15 @@ def test_rules_that_can_not_be_translated(given: Any, expected: tuple[str, str])
     assert any(key == expected[0] and message.startswith(expected[1]) for key, message in refused(logic(given)))
 
 
+def test_rules_within_rules_have_a_bound() -> None:
+    given: Any = act("a")
+    for _ in range(400):
+        given = {"if": [{"n": 1}, given]}
+    ((key, message),) = refused(logic(given))
+    assert message == "nested deeper than 32 levels"
+    assert key.startswith("jsonLogic.rule.if[1].if[1]")
+
+
 # --- form workflows --------------------------------------------------------------------------------------------------
 
 
@@ -551,6 +560,16 @@ def test_a_human_task_comes_behind_its_actions() -> None:
     assert [did.params for did in told.done] == [{"message": "asked"}]
     told.answer("ask_2", {"ok": True})
     assert told.status == "succeeded"
+
+
+def test_a_long_form_workflow() -> None:
+    def chain(length: int) -> dict[str, Any]:
+        steps = [{"id": f"s{n}", "actions": [LOG], "transitions": [f"s{n + 1}"]} for n in range(length)]
+        steps[-1]["transitions"] = []
+        return {"name": "f", "definition": {"trigger": {"type": "t"}, "initial_step_id": "s0", "steps": steps}}
+
+    assert len(compile_document(chain(999), actions=ACTIONS)[0].steps) == 999
+    assert [key for key, _ in refused(chain(3000))] == ["definition.steps"]
 
 
 def test_keys_that_a_form_workflow_does_not_have() -> None:
