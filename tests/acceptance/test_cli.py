@@ -43,7 +43,7 @@ steps:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def replica() -> AsyncIterator[Replica]:
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as folder:
         async with Fleet(Path(folder)) as fleet:
             fleet.workflow("note", NOTE)
             fleet.workflow("slow", SLOW)

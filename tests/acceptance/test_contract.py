@@ -85,7 +85,7 @@ steps:
 async def replica() -> AsyncIterator[Replica]:
     """One process for the module: these tests don't disturb each other."""
     # A short path: a Unix socket's may have a hundred bytes only.
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(Path(folder), settings={"APPLIANCE_OUTBOUND__ALLOWED_NETWORKS": '["127.0.0.0/8"]'})
         async with fleet:
             fleet.workflow("orders", ORDERS)

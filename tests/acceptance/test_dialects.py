@@ -161,7 +161,7 @@ def test_a_graph_is_walked_through(product: str, welcome: str) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def replica() -> AsyncIterator[Replica]:
     """One process for the module, with the templates that the definitions name."""
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as folder:
         fleet = Fleet(Path(folder), settings={"APPLIANCE_OUTBOUND__ALLOWED_NETWORKS": '["127.0.0.0/8"]'})
         templates = fleet.config_dir / "templates"
         templates.mkdir()

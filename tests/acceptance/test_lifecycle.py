@@ -39,7 +39,7 @@ steps:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with a short name: a Unix socket's path may have a hundred bytes only."""
-    with tempfile.TemporaryDirectory(prefix="appliance-") as name:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

@@ -83,7 +83,7 @@ socket.socket.connect_ex = guarded(socket.socket.connect_ex)
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def replica() -> AsyncIterator[Replica]:
     workflows = {"order": ORDER, "patient": PATIENT, "called": CALLED, "refused": REFUSED, "refund": MACHINE}
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as folder:
         async with Fleet(Path(folder)) as fleet:
             for name, text in workflows.items():
                 fleet.workflow(name, text)

@@ -57,7 +57,7 @@ async def shop_url(postgres_server: PostgresServer) -> AsyncIterator[str]:
 async def test_a_replica_dies_in_the_middle(
     redis_url: str, database_url: str, shop_url: str, fault: str | None
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="appliance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="appliance-", ignore_cleanup_errors=True) as folder:
         settings = {**SETTINGS, "APPLIANCE_SECRETS__SHOP": shop_url}
         async with Fleet(Path(folder), redis_url=redis_url, database_url=database_url, settings=settings) as fleet:
             fleet.workflow("welcome", WORKFLOW)
