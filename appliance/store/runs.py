@@ -108,7 +108,7 @@ class Runs:
     async def load(self, run_id: str) -> StoredRun | None:
         """A run with its steps."""
         async with checked_out(self._pool) as connection:
-            runs = await _stored(connection, await _rows(connection, "run", run_id))
+            runs = await _stored(connection, await _rows(connection, "runs", [run_id]))
         return runs[0] if runs else None
 
     async def incoming(self, run_id: str) -> tuple[Signal, ...]:
@@ -176,7 +176,7 @@ class Runs:
     async def event(self, uid: str) -> tuple[Event, str | None] | None:
         """An event and its outcome."""
         async with checked_out(self._pool) as connection:
-            rows = await _rows(connection, "event", uid)
+            rows = await _rows(connection, "events", [uid])
         return _event(rows[0]) if rows else None
 
     async def outcomes(self, uids: list[str]) -> list[str | None]:

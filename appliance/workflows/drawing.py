@@ -14,7 +14,7 @@ from typing import Any
 from appliance.errors import DefinitionError
 from appliance.workflows.dialects import translate
 from appliance.workflows.dialects.draft import Object, plain_id
-from appliance.workflows.layout import Box, arranged, column
+from appliance.workflows.layout import arranged, column
 from appliance.workflows.models import KINDS
 from appliance.workflows.nesting import falls_through, nested_lists
 from appliance.workflows.revision import CONTINUE, END
@@ -74,7 +74,6 @@ class _Drawing:
         self.nodes: list[Object] = []
         self.edges: list[Object] = []
         self.taken = {step["id"] for step in _all(definition.get("steps") or [])} | {*definition.get("states", {})}
-        self._boxes: dict[str, Box] = {}
         known = (definition.get("editor") or {}).get("nodes")
         self._known = {
             plain_id(str(node.get("id"))): node["position"]

@@ -15,12 +15,6 @@ SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::te
 FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (uid, low, high)
 JOIN runs r ON r.id >= u.low::uuid AND r.id < u.high::uuid AND r.event_uid = u.uid::uuid
 
--- name: run
-SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::text, r.version,
-       extract(epoch FROM r.started_at)::float8, extract(epoch FROM r.finished_at)::float8, r.priority, r.state::text,
-       r.error, r.origin, r.details::text, r.result::text, r.asked
-FROM runs r WHERE r.id = %b::text::uuid
-
 -- name: steps
 SELECT s.run_id::text, s.key, s.seq, s.status::text, s.attempt, extract(epoch FROM s.started_at)::float8,
        extract(epoch FROM s.finished_at)::float8, extract(epoch FROM s.due_at)::float8, s.output::text, s.error
@@ -111,10 +105,6 @@ SELECT run_id::text FROM machines WHERE workflow_id = %b AND business_key = %b
 -- name: delivered
 SELECT run_id::text, key, channel, recipient, message_id
 FROM deliveries WHERE run_id = ANY(%b::text[]::uuid[]) AND status = 'sent'
-
--- name: event
-SELECT uid::text, id, source, type, subject, time, attributes::text, data::text, key::text, outcome::text
-FROM events WHERE uid = %b::text::uuid
 
 -- name: moved
 -- Whether a dead letter that this entry wrote took the event from 'handled' to 'dead'.
