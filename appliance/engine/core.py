@@ -336,7 +336,8 @@ def _next_to_undo(turn: Turn) -> StepState | None:
         visit
         for visit in turn.steps.values()
         if visit.status == SUCCEEDED
-        and turn.step(visit).compensate is not None
+        and (step := turn.known(visit)) is not None
+        and step.compensate is not None
         and _undo_key(turn, visit) not in turn.steps
     ]
     return max(undone, key=lambda visit: (visit.finished_at or 0.0, visit.seq), default=None)
@@ -356,7 +357,7 @@ def _undo_key(turn: Turn, visit: StepState) -> str:
 
 def _retry(workflow: Workflow, facts: Facts, state: RunState, now: float) -> tuple[RunState, Commands]:
     """The failed step is due again at once, with all its attempts; what was cut off with it goes on, or begins anew."""
-    undone = any(workflow.steps[workflow.by_id[s.step]].id.endswith(".compensate") for s in state.steps.values())
+    undone = any(s.step.endswith(".compensate") for s in state.steps.values())
     if state.status != FAILED or state.at is None or undone or state.steps[state.at].status != FAILED:
         return state, (Finish(),)
     turn = Turn(workflow, facts, state._replace(phase="", ending=None, error=None, finished_at=None), now)

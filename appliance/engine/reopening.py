@@ -34,7 +34,10 @@ def _go_on_in(turn: Turn, block: StepState, branch: int) -> None:
     mine = [
         visit
         for visit in turn.steps.values()
-        if visit.seq > block.seq and turn.step(visit).thread == thread and path_of(visit.key) == path
+        if visit.seq > block.seq
+        and (known := turn.known(visit)) is not None
+        and known.thread == thread
+        and path_of(visit.key) == path
     ]
     if not mine:
         blocks.begin_branch(turn, step, path_of(block.key), branch)

@@ -123,6 +123,11 @@ class Turn:
         """The definition of a visit's step."""
         return self.workflow.steps[self.workflow.by_id[visit.step]]
 
+    def known(self, visit: StepState) -> Step | None:
+        """The same of a visit that is over; None if it was of an earlier revision, and this one has no such step."""
+        index = self.workflow.by_id.get(visit.step)
+        return None if index is None else self.workflow.steps[index]
+
     def set_block(self, key: str, block: Block | None) -> None:
         """Record the progress of a block; None: it is over."""
         self.blocks = {k: b for k, b in self.blocks.items() if k != key} | ({key: block} if block is not None else {})
@@ -253,7 +258,7 @@ class Turn:
         at = self.steps.get(self.at) if self.at is not None else None
         if at is not None and at.error is not None:
             return {"step": at.step, "message": at.error}
-        ends = [s.step for s in self.steps.values() if self.step(s).fails]
+        ends = [s.step for s in self.steps.values() if (step := self.known(s)) is not None and step.fails]
         return {"step": ends[-1] if ends else None, "message": self.error}
 
     def _look_over(self) -> dict[Path, dict[str, StepState]]:
