@@ -16,9 +16,9 @@ from appliance.errors import DefinitionError, Problem
 from appliance.plugin import Action
 from appliance.rules.matcher import Trigger
 from appliance.templating import Template
-from appliance.workflows import flow, visibility
+from appliance.workflows import flow, flow_control, visibility
 from appliance.workflows.graph import MAX_STEPS, Graph, Node
-from appliance.workflows.kinds import CORE_NAMES, Compiler
+from appliance.workflows.kinds import Compiler
 from appliance.workflows.machine import MachineDraft
 from appliance.workflows.models import EffectModel, ScheduleModel, StepModel, TriggerModel, WorkflowModel
 from appliance.workflows.parameters import check_parameters
@@ -78,7 +78,7 @@ class _Compilation:
         self._definition = definition
         self._graph = Graph([])
         self._values = Values([])
-        self._compiler = Compiler(model.name, self._graph, self._values)
+        self._compiler = Compiler(model.name, self._graph, self._values, ("events",) if model.batch is not None else ())
         self._machine: MachineDraft | None = None
         self._on_error: int | None = None
 
@@ -92,6 +92,7 @@ class _Compilation:
         threads = tuple(self._thread(index) for index in range(len(graph.threads)))
         first = self._first()
         correlate, output = self._outer_templates()
+        control = flow_control.compiled(model, values)
         self.problems += graph.problems + values.problems
         # Where names and jumps are wrong, what is said about the whole would be noise.
         if named:
@@ -122,6 +123,8 @@ class _Compilation:
             machine=self._machine.compiled(correlate) if self._machine is not None and correlate is not None else None,
             schedules=schedules,
             compensates=any(step.compensate is not None for step in steps),
+            follows=model.revisions == "follow",
+            control=control,
         )
 
     def _outer_templates(self) -> tuple[Template | None, Template | None]:
@@ -130,7 +133,7 @@ class _Compilation:
         if model.correlate is not None:
             correlate = self._values.template(model.correlate, "correlate", None, ("event",))
         if model.output is not None:
-            names = tuple(name for name in CORE_NAMES if name != "error")
+            names = self._compiler.outer_names
             output = self._values.template(model.output, "output", None, names)
         if model.inputs is not None:
             self._compiler.check_schema(model.inputs, "inputs")

@@ -17,7 +17,7 @@ from appliance.workflows.values import Values, deadline_of
 
 CORE_NAMES = tuple(name for name in NAMES if name != "secrets")
 """What the pure core renders sees these; it knows no secrets, since what it makes is stored."""
-_RESERVED_NAMES = frozenset({*NAMES, "index", "task", "loop", "true", "false", "none"})
+_RESERVED_NAMES = frozenset({*NAMES, "events", "index", "task", "loop", "true", "false", "none"})
 
 _INSTEAD = {
     **{("timeout", kind): "deadline: how long to wait" for kind in ("wait", "human_task", "workflow")},
@@ -31,10 +31,11 @@ Fields = dict[str, Any]
 
 
 class Compiler:
-    """Compiles the nodes of one graph. ``name`` is the workflow's."""
+    """Compiles the nodes of one graph. ``name`` is the workflow's; its expressions see ``more`` beside the usual."""
 
-    def __init__(self, name: str, graph: Graph, values: Values) -> None:
+    def __init__(self, name: str, graph: Graph, values: Values, more: tuple[str, ...] = ()) -> None:
         self._name = name
+        self._more = more
         self._graph = graph
         self._values = values
         self._kinds: Mapping[str, Callable[[Node, StepModel], Fields]] = {
@@ -85,7 +86,13 @@ class Compiler:
         own = [
             block.model.for_each.as_ for block in items if block.model is not None and block.model.for_each is not None
         ]
-        return tuple(dict.fromkeys([*(NAMES if secrets else CORE_NAMES), *own, *(["index"] if items else []), *more]))
+        index = ["index"] if items else []
+        return tuple(dict.fromkeys([*(NAMES if secrets else CORE_NAMES), *self._more, *own, *index, *more]))
+
+    @property
+    def outer_names(self) -> tuple[str, ...]:
+        """What the workflow's own ``output`` sees."""
+        return tuple(name for name in (*CORE_NAMES, *self._more) if name != "error")
 
     # --- what all steps have -----------------------------------------------------------------------------------------
 

@@ -442,6 +442,70 @@ class StateModel(Model):
     )
 
 
+# --- flow control ----------------------------------------------------------------------------------------------------
+
+_Key = Annotated[str, Field(min_length=1, max_length=10_000)]
+_KEY = "A template of the event: each value of its own is counted for itself. Without it, all events are one."
+_Limit = Annotated[int, Field(ge=1, le=100_000)]
+_Period = Annotated[WrittenDuration, Field(ge=timedelta(milliseconds=100), le=timedelta(days=31))]
+
+
+class LimitModel(Model):
+    """How many runs may be at work at once; parked ones don't count."""
+
+    limit: _Limit = Field(description="Runs at once.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+class RateLimitModel(Model):
+    """How many runs begin within a period; events beyond that start none."""
+
+    limit: _Limit = Field(description="Runs in a period.")
+    period: _Period = Field(description="From the first of these runs on.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+class ThrottleModel(Model):
+    """How fast runs begin; events beyond that wait for their turn."""
+
+    limit: _Limit = Field(description="Runs in a period, spread evenly.")
+    period: _Period = Field(description="The period.")
+    burst: int = Field(0, ge=0, le=100_000, description="Runs that may begin at once on top of limit.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+class DebounceModel(Model):
+    """One run for the last of several events in quick succession."""
+
+    period: _Period = Field(description="How long no event may come before the run begins.")
+    timeout: _Period | None = Field(None, description="How long after the first event it begins at the latest.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+class BatchModel(Model):
+    """One run for several events, which it sees as `events`."""
+
+    size: int = Field(ge=1, le=1000, description="Events at most.")
+    timeout: _Period = Field(description="How long after the first event the run begins at the latest.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+class SingletonModel(Model):
+    """One run at a time."""
+
+    mode: Literal["skip", "replace"] = Field(description="What an event does meanwhile: start none, or end the other.")
+    key: _Key | None = Field(None, description=_KEY)
+
+
+def _concurrency_kind(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "<number>"
+    return _kind_of(value)
+
+
+_Limits = Annotated[_Limit, Tag("<number>")] | Annotated[LimitModel, Tag("<object>")]
+
+
 class WorkflowModel(Model):
     """A workflow: steps, or states."""
 
@@ -471,6 +535,35 @@ class WorkflowModel(Model):
     on_error: Annotated[list[StepModel], Field(min_length=1)] | None = Field(
         None, description="Steps to run when the run fails, after what was done is undone."
     )
+    revisions: Literal["pin", "follow"] = Field(
+        "pin", description="follow: a parked run goes on in the newest revision that has the steps at which it stands."
+    )
+    concurrency: (
+        Annotated[
+            _Limits
+            | Annotated[
+                list[Annotated[_Limits, Discriminator(_concurrency_kind)]],
+                Field(min_length=1, max_length=2),
+                Tag("<list>"),
+            ],
+            Discriminator(_concurrency_kind),
+        ]
+        | None
+    ) = Field(None, description="How many runs may be at work at once: a number, {key, limit}, or two of these.")
+    ordering_key: _Key | None = Field(
+        None, description="A template of the event: events with the same value are worked on one after the other."
+    )
+    rate_limit: RateLimitModel | None = Field(None, description="How many runs begin in a period; others don't.")
+    throttle: ThrottleModel | None = Field(None, description="How fast runs begin; others wait.")
+    debounce: DebounceModel | None = Field(None, description="One run for the last of several events.")
+    batch: BatchModel | None = Field(None, description="One run for several events.")
+    singleton: (
+        Annotated[
+            Annotated[Literal["skip", "replace"], Tag("<text>")] | Annotated[SingletonModel, Tag("<object>")],
+            Discriminator(_kind_of),
+        ]
+        | None
+    ) = Field(None, description="One run at a time: skip, replace, or {mode, key}.")
     editor: dict[str, Any] | None = Field(
         None, description="What a visual editor keeps beside the steps (a React Flow graph); it has no effect."
     )

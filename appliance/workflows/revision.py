@@ -225,6 +225,10 @@ class Workflow:
     """:class:`~appliance.workflows.schedules.Schedule` of each trigger that is one."""
     compensates: bool = False
     """Whether any step has a ``compensate``."""
+    follows: bool = False
+    """Whether parked runs go on in this revision once it is in force, if it has the steps at which they stand."""
+    control: Any = None
+    """Its :class:`~appliance.workflows.flow_control.FlowControl`, or None."""
 
 
 @dataclass(frozen=True, slots=True)
