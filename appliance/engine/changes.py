@@ -35,6 +35,7 @@ from appliance.store.rows import (
     LetterRow,
     MachineRow,
     Mark,
+    RevisionRow,
     RunRow,
     RunUpdate,
     SignalRow,
@@ -83,6 +84,8 @@ class Drive:
     """``state`` as it was last recorded: what is different is written."""
     holder: str | None = None
     """Whose the run is while it is not parked: None, its event's entry; else the entry that woke it."""
+    moves: bool = False
+    """Its row names another revision than ``revision``, in which it goes on."""
     claimed: bool = True
     """Whether ``holder`` is recorded. Of two entries that would wake a run the second then finds that it is taken."""
     pending: list[Command] = field(default_factory=list)
@@ -110,6 +113,7 @@ class Drive:
         """A change of it is durable; a person has ``asked`` this meanwhile."""
         self.version += 1
         self.claimed = True
+        self.moves = False
         self.stored = self.state
         self.noticed = None
         self.asked = asked
@@ -217,6 +221,8 @@ def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> No
         drive.noticed,
     )
     change.run_updates = [update]
+    if drive.moves:
+        change.add("revisions", RevisionRow(drive.run_id, drive.revision.id, drive.version + 1))
 
 
 def _step_row(run_id: str, s: StepState) -> StepRow:

@@ -14,6 +14,7 @@ from appliance import faultpoints
 from appliance.batching import Batcher
 from appliance.engine.changes import CANCEL, RETRY, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
 from appliance.engine.drive import Driver, Prepare
+from appliance.engine.following import Following
 from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
 from appliance.errors import Malformed, NotFound
@@ -81,6 +82,7 @@ class Executor:
         on_timer: Callable[[float], None],
     ) -> None:
         self._definitions = definitions
+        self._following = Following(definitions)
         self._runs = runs
         self._recorder = recorder
         self._driver = driver
@@ -270,7 +272,9 @@ class Executor:
     async def _stored_drive(
         self, run: StoredRun, event: Event, view: dict[str, Any], holder: str | None = None
     ) -> Drive:
-        revision = await self._definitions.revision(run.revision_id)
+        own = revision = await self._definitions.revision(run.revision_id)
+        if run.holder == TIMER and holder is not None:
+            revision = await self._following.revision(run, own)
         return Drive(
             run_id=run.id,
             revision=revision,
@@ -286,6 +290,7 @@ class Executor:
             delivered=dict(run.delivered),
             holder=holder,
             claimed=run.holder == holder,
+            moves=revision is not own,
             asked=run.asked,
         )
 

@@ -46,6 +46,8 @@ def _all(old: Workflow, new: Workflow, state: RunState) -> Iterator[str]:
 def _not_begun(old: Workflow, new: Workflow, state: RunState) -> Iterator[str]:
     if state.steps:
         yield "it is a rerun that has not begun: it is to begin behind steps that were taken over"
+    elif old.control is not None or new.control is not None:
+        yield "it has not begun, and flow control says when it does"
     elif old.inputs != new.inputs:
         yield "it has not begun, and what it is to begin with was checked by other `inputs`"
 

@@ -63,6 +63,14 @@ class RunUpdate(NamedTuple):
     """What was asked of the run and is done: ``asked`` is cleared if it is that, and not something else by now."""
 
 
+class RevisionRow(NamedTuple):
+    """A run that goes on in another revision; ``version`` is the one that is written with it."""
+
+    id: str
+    revision_id: int
+    version: int
+
+
 class StepRow(NamedTuple):
     """A row of ``steps``, new or changed."""
 

@@ -3,6 +3,12 @@
 -- LATERAL with OFFSET 0 has each row looked up by its index. Joined freely, a million parked runs were read from end to
 -- end for a few of them, until the tables had been analyzed. Rows of waits and machines are never updated: a ctid holds.
 
+-- name: revisions
+-- Runs that go on in another revision. run_updates, which comes before it, sees to it that the run had not moved on.
+UPDATE runs SET revision_id = u.revision_id
+FROM unnest(%b::text[], %b::int4[], %b::int4[]) AS u (id, revision_id, version)
+WHERE runs.id = u.id::uuid AND runs.version = u.version
+
 -- name: correlations
 INSERT INTO correlations (digest, event_uid)
 SELECT digest::uuid, event_uid::uuid FROM unnest(%b::text[], %b::text[]) AS u (digest, event_uid)

@@ -1,0 +1,314 @@
+"""Runs that are parked while their workflow changes: which go on in the new revision, and which stay on their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from appliance.plugin import Context
+from appliance.store.pool import Connection
+from tests.integration.test_durable import NOTHING, World, told
+from tests.integration.test_heart import Heart, db, failing, rows
+from tests.servers import wait_until
+
+__all__ = ["db"]
+
+WAIT: dict[str, Any] = {"id": "paid", "wait": {"event": "paid"}, "forever": True}
+EACH: dict[str, Any] = {"items": "{{ event.data.lines }}", "concurrency": 2}
+
+
+@pytest_asyncio.fixture
+async def heart(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIterator[Heart]:
+    async with contextlib.AsyncExitStack() as stack:
+        yield Heart(redis_url, database_url, tmp_path, stack)
+
+
+@pytest_asyncio.fixture
+async def world(heart: Heart, db: Connection) -> World:
+    await heart.replica()
+    return World(heart, db)
+
+
+def flow(*steps: dict[str, Any], name: str = "w", follow: bool = True, **more: Any) -> dict[str, Any]:
+    return {"name": name, "revisions": "follow" if follow else "pin", "steps": [*steps], **more}
+
+
+async def numbers(world: World, workflow: str = "w") -> list[int]:
+    """The revisions that the runs of a workflow are on."""
+    found = await rows(
+        world.db,
+        "SELECT v.number FROM runs r JOIN revisions v ON v.id = r.revision_id JOIN workflows w ON w.id = r.workflow_id "  # noqa: S608
+        f"WHERE w.name = '{workflow}' ORDER BY r.id",
+    )
+    return [number for (number,) in found]
+
+
+async def parked(world: World, *definitions: dict[str, Any], **data: Any) -> str:
+    """A run that waits, of the first of these definitions; the id of its event."""
+    await world.put(*definitions)
+    uid = await world.event("t", data)
+    await world.until("waiting")
+    await world.heart.at_rest()
+    return uid
+
+
+async def test_a_parked_run_goes_on_in_the_new_revision_at_its_next_wake(world: World) -> None:
+    await parked(world, flow(told("a"), WAIT, told("b")))
+    await world.put(flow(WAIT, told("c"), output="{{ run.revision }}"))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await world.steps() == {"a": "succeeded", "paid": "succeeded", "c": "succeeded"}
+    assert await numbers(world) == [2]
+    assert (await world.output())["output"] == 2
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+
+
+async def test_a_pinned_run_goes_on_in_its_own(world: World) -> None:
+    await parked(world, flow(told("a"), WAIT, told("b"), follow=False))
+    await world.put(flow(told("a"), WAIT, told("c"), follow=False))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await world.steps() == {"a": "succeeded", "paid": "succeeded", "b": "succeeded"}
+    assert await numbers(world) == [1]
+
+
+@pytest.mark.parametrize(("before", "after", "number"), [(False, True, 2), (True, False, 1)])
+async def test_the_revision_in_force_says_whether_runs_follow(
+    world: World, before: bool, after: bool, number: int
+) -> None:
+    await parked(world, flow(WAIT, told("b"), follow=before))
+    await world.put(flow(WAIT, told("c"), follow=after))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await numbers(world) == [number]
+
+
+async def test_a_run_whose_step_has_gone_stays_and_the_log_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.put(flow(WAIT, told("b")))
+    await world.event("t")
+    await world.event("t")
+    await world.until("waiting", "waiting")
+    await world.put(flow({**WAIT, "id": "sent"}, told("c")))
+    await world.event("paid")
+    await world.until("succeeded", "succeeded")
+    assert await numbers(world) == [1, 1]
+    assert world.heart.calls["b"] == [1, 1]
+    said = [record.message for record in caplog.records if "stay on revision 1" in record.message]
+    assert len(said) == 1
+    assert "it stands at the step `paid`, which the new definition does not have" in said[0]
+
+
+async def test_a_run_in_hand_goes_on_in_its_own(world: World) -> None:
+    go = asyncio.Event()
+
+    async def until_told(_: Context) -> None:
+        await go.wait()
+
+    world.heart.behave["busy"] = until_told
+    await parked(world, flow(WAIT, told("busy"), told("b")))
+    await world.event("paid")
+    await wait_until(lambda: world.heart.calls["busy"], "the attempt")
+    await world.put(flow(WAIT, told("busy"), told("c")))
+    go.set()
+    await world.until("succeeded")
+    assert await numbers(world) == [1]
+    assert list(await world.steps()) == ["paid", "busy", "b"]
+
+
+async def test_an_attempt_that_is_made_again_soon_is_in_hand(world: World) -> None:
+    tries = 0
+
+    async def second_time(_: Context) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await world.put(flow(WAIT, told("busy"), told("c")))
+        if tries < 3:
+            raise failing_error()
+
+    world.heart.behave["busy"] = second_time
+    retry = {"retry": {"initial": "50ms", "factor": 1, "jitter": False}}
+    await parked(world, flow(WAIT, told("busy", **retry), told("b")))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert tries == 3
+    assert await numbers(world) == [1]
+
+
+def failing_error() -> Exception:
+    return RuntimeError("not yet")
+
+
+async def test_an_answer_is_taken_by_the_new_revision_and_its_task_stays_as_it_was(world: World) -> None:
+    ask = {"id": "ask", "human_task": {"title": "Pay?"}}
+    await parked(world, flow(ask, told("b")))
+    await world.put(flow({"id": "ask", "human_task": {"title": "Pay now?"}}, told("c")))
+    ((task, title),) = await rows(world.db, "SELECT id::text, title FROM tasks")
+    assert title == "Pay?"
+    await world.heart.replicas[0].tasks.answer(task, {"yes": True}, "ann")
+    await world.until("succeeded")
+    assert await numbers(world) == [2]
+    assert world.heart.calls["c"] == [1]
+
+
+async def test_a_delay_lasts_as_long_as_it_was_to_when_it_began(world: World) -> None:
+    await parked(world, flow({"id": "pause", "delay": "1h"}, told("b")))
+    await world.put(flow({"id": "pause", "delay": "2h"}, told("c")))
+    before = (await rows(world.db, "SELECT due_at FROM timers"))[0]
+    await rows(
+        world.db,
+        "INSERT INTO timers (run_id, key, due_at, priority) SELECT id, '+signal', now(), 'normal' FROM runs RETURNING 1",
+    )
+
+    async def moved() -> bool:
+        return await numbers(world) == [2]
+
+    await wait_until(moved, "the run to be looked at")
+    await world.heart.at_rest()
+    assert await rows(world.db, "SELECT due_at FROM timers WHERE key = ''") == [before]
+    await rows(world.db, "UPDATE steps SET due_at = now() RETURNING 1")
+    await rows(world.db, "UPDATE timers SET due_at = now() RETURNING 1")
+    await world.until("succeeded")
+    assert list(await world.steps()) == ["pause", "c"]
+
+
+async def test_items_that_have_begun_and_those_that_follow_go_on_in_the_new_steps(world: World) -> None:
+    item = {**WAIT, "wait": {"event": "paid", "match": {"path": "data.line", "value": "{{ item }}"}}}
+    lines = ["x", "y", "z"]
+    await parked(world, flow({"id": "e", "for_each": {**EACH, "steps": [item, told("b")]}}), lines=lines)
+    give = {"id": "give", "transform": "{{ item }}{{ run.revision }}"}
+    await world.put(flow({"id": "e", "for_each": {**EACH, "steps": [item, give]}}, output="{{ steps.e.output }}"))
+    for line in ("x", "y"):
+        await world.event("paid", {"line": line})
+
+    async def asked() -> bool:
+        return "paid[2]" in await world.steps()
+
+    await wait_until(asked, "the third item")
+    await world.event("paid", {"line": "z"})
+    await world.until("succeeded")
+    assert (await world.output())["output"] == ["x2", "y2", "z2"]
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+
+
+async def test_other_items_keep_a_run_where_it_is(world: World) -> None:
+    await parked(world, flow({"id": "e", "for_each": {**EACH, "steps": [WAIT]}}), lines=[1])
+    await world.put(flow({"id": "e", "for_each": {"items": [1, 2], "steps": [WAIT]}}))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await numbers(world) == [1]
+
+
+async def test_a_called_run_and_its_caller_follow_each_its_own_workflow(world: World) -> None:
+    await world.put(flow(WAIT, name="sub", trigger="manual"))
+    await parked(world, flow({"id": "call", "workflow": "sub"}, told("b")))
+    await world.until("waiting", workflow="sub")
+    await world.put(
+        flow(WAIT, name="sub", trigger="manual", output="{{ run.revision }}"),
+        flow({"id": "call", "workflow": "sub"}, told("c"), output="{{ steps.call.output }}"),
+    )
+    await world.event("paid")
+    await world.until("succeeded")
+    assert (await numbers(world), await numbers(world, "sub")) == ([2], [2])
+    assert (await world.output())["output"] == 2
+    assert world.heart.calls["c"] == [1]
+    assert world.heart.calls["b"] == []
+
+
+async def test_a_retry_that_waits_for_long_is_made_as_the_new_revision_says(world: World) -> None:
+    world.heart.behave["a"] = failing(1)
+    await world.put(flow(told("a", retry={"initial": "1h", "max": "1h", "jitter": False})))
+    await world.event("t")
+    await world.until("retrying")
+    await world.put(flow({**told("a"), "with": {"how": "better"}}))
+    await rows(world.db, "UPDATE steps SET due_at = now() RETURNING 1")
+    await rows(world.db, "UPDATE timers SET due_at = now() RETURNING 1")
+    await world.until("succeeded")
+    assert world.heart.calls["better"] == [2]
+    assert await numbers(world) == [2]
+
+
+async def test_a_replica_that_does_not_know_the_new_revision_yet_moves_nothing_back(world: World) -> None:
+    behind = await world.heart.idle()
+    twice = [WAIT, {**WAIT, "id": "sent", "wait": {"event": "sent"}}]
+    await world.put(flow(*twice, told("b")))
+    await world.event("t")
+    await world.until("waiting")
+    await world.heart.replicas[0].catalog.put({"trigger": {"event": "t"}, **flow(*twice, told("c"))})
+    await world.event("paid")
+
+    async def moved() -> bool:
+        return await numbers(world) == [2] and await world.status() == ["waiting"]
+
+    await wait_until(moved, "the first wake")
+    await world.heart.at_rest()
+    assert behind.catalog.current("w").number == 1
+    await world.heart.replicas[0].consumer.stop(10.0)
+    world.heart.run(behind)
+    await world.event("sent", replica=1)
+    await world.until("succeeded")
+    assert await numbers(world) == [2]
+    assert world.heart.calls["c"] == [1]
+
+
+async def test_a_rolled_back_workflow_takes_its_runs_back(world: World) -> None:
+    twice = [WAIT, {**WAIT, "id": "sent", "wait": {"event": "sent"}}]
+    first = flow(*twice, told("b"))
+    await parked(world, first)
+    await world.put(flow(*twice, told("c")))
+    await world.event("paid")
+    await world.until("waiting")
+
+    async def moved() -> bool:
+        return await numbers(world) == [2]
+
+    await wait_until(moved, "the first wake")
+    await world.put(first)
+    await world.event("sent")
+    await world.until("succeeded")
+    assert await numbers(world) == [1]
+    assert world.heart.calls["b"] == [1]
+
+
+MACHINE: dict[str, Any] = {
+    "name": "m",
+    "revisions": "follow",
+    "trigger": {"event": "begun"},
+    "correlate": "{{ event.subject }}",
+    "initial": "open",
+}
+
+
+async def test_a_state_machine_goes_on_in_the_new_definition_of_its_state(world: World) -> None:
+    done = {"done": {"final": True}}
+    await world.put({**MACHINE, "states": {"open": {"on": {"finish": {"next": "done"}}}, **done}})
+    await world.event("begun", subject="k")
+    await world.until("waiting", workflow="m")
+    later = {"open": {"on": {"check": {"next": "checked"}}}, "checked": {"on": {"finish": {"next": "done"}}}, **done}
+    await world.put({**MACHINE, "states": later})
+    await world.event("check", subject="k")  # which the definition that it began with doesn't know
+    await world.event("finish", subject="k")
+    await world.until("succeeded", workflow="m")
+    assert list(await world.steps()) == ["open", "checked", "done"]
+    assert await numbers(world, "m") == [2]
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+
+
+async def test_what_would_not_be_undone_keeps_a_run_where_it_is(world: World) -> None:
+    charge = told("charge", compensate={"action": "told", "with": {"how": "back"}})
+    await parked(world, flow(charge, WAIT, told("b")))
+    await world.put(flow(WAIT, told("c")))
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await numbers(world) == [1]
