@@ -70,10 +70,11 @@ def names(facts: Facts, state: RunState, key: str) -> dict[str, Any] | None:
     visit = state.steps[key]
     if visit.status == FAILED:
         return None
-    return {
+    seen = {
         "event": facts.view,
         "steps": {visit.step: {"output": visit.output, "status": visit.status, "error": visit.error}},
         "run": facts.run,
         "input": facts.input,
         "error": None,
     }
+    return seen if facts.events is None else {**seen, "events": facts.events}

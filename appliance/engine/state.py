@@ -35,13 +35,15 @@ class Facts(NamedTuple):
 
     ``view`` is the event as criteria see it, ``input`` what the run was started with (a manual start's inputs, what the
     calling workflow hands over, else the event's data), ``run`` is ``{"id", "workflow", "revision", "started_at"}``.
-    ``memo`` is a place to keep what is expensive to compute again; nothing depends on what is in it.
+    ``memo`` is a place to keep what is expensive to compute again; nothing depends on what is in it. ``events`` are the
+    views of a batch's events (JSON data), in the order in which they came; None: the run is no batch.
     """
 
     view: Mapping[str, Any]
     input: Any = None
     run: Mapping[str, Any] = _NONE
     memo: dict[Any, Any] | None = None
+    events: list[Any] | None = None
 
 
 class StepState(NamedTuple):

@@ -191,6 +191,8 @@ class Turn:
             "input": facts.input,
             "error": self._last_error(),
         }
+        if facts.events is not None:
+            names["events"] = facts.events
         return names | self._items(step, path) if path else names
 
     def condition_scope(self, step: Step, path: Path) -> dict[str, Any]:
