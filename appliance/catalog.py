@@ -17,9 +17,10 @@ from typing import Any
 import orjson
 
 from appliance.engine.listeners import Listeners, Shape, shape_from, shapes_of
-from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
+from appliance.errors import DefinitionError, NotFound, Problem, StoreUnavailable
 from appliance.observe.metrics import METRICS
 from appliance.plugin import Action
+from appliance.preconditions import refuse_file
 from appliance.rules.matcher import Matcher, Rule
 from appliance.store.definitions import CurrentWorkflow, DefinitionStore, NewDefinition, StoredRevision
 from appliance.workflows.compile import compile_workflow
@@ -51,7 +52,6 @@ class Catalog:
         self._folder = Folder(config_dir / "workflows", actions)
         self._version = -1
         self._current: dict[str, Revision] = {}
-        self._rows: list[CurrentWorkflow] = []
         self._old: OrderedDict[int, Revision] = OrderedDict()
         self._fresh: dict[str, Workflow] = {}
         """What was put but not taken over yet, by digest: it needn't be compiled again."""
@@ -145,29 +145,39 @@ class Catalog:
         self._old.move_to_end(revision_id)
         return known
 
-    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> Revision:
-        """Store a definition of any dialect and put it in force; the same content again is the same revision.
-
-        Raises DefinitionError, Conflict (the workflow belongs to a file) and StoreUnavailable.
-        """
+    def read(self, document: Any) -> tuple[Workflow, NewDefinition]:
+        """A definition of any dialect: checked, and as it would be stored. Raises DefinitionError."""
         try:
             workflow, translated = compile_document(document, actions=self._actions)
         except DefinitionError:
             METRICS.definitions_refused.inc()
             raise
-        if origin != "file" and workflow.name in self._names_of_files():
-            raise Conflict(f"the workflow {workflow.name!r} is defined by a file: change it there")
         source = orjson.dumps(document).decode() if translated else None
-        self._fresh[workflow.digest] = workflow
-        await self._store.put([_definition(workflow, origin, None, source)], actor)
+        return workflow, _definition(workflow, "api", None, source)
+
+    async def put(self, document: Any, *, actor: str = "api") -> Revision:
+        """Store a definition of any dialect and put it in force, whatever is now; the same content is the same one.
+
+        For people, who ought to see what they change, there is :mod:`appliance.editor`. Raises DefinitionError,
+        Conflict (the workflow belongs to a file) and StoreUnavailable.
+        """
+        workflow, definition = self.read(document)
+        async with self._store.edit(workflow.name, actor, create=True) as edit:
+            refuse_file(edit.standing)
+            standing = await edit.put(definition)
+        await self.take_over(workflow)
+        return await self.revision(standing.revision_id)
+
+    async def take_over(self, *fresh: Workflow) -> None:
+        """Take over what was changed in the database just now; those of ``fresh`` needn't be compiled again."""
+        self._fresh |= {workflow.digest: workflow for workflow in fresh}
         async with self._lock:  # of several at once, the first takes over all that were stored by then
             await self._take_current()
-            return self._current[workflow.name]
 
-    def _names_of_files(self) -> dict[str, str]:
-        """The file of each workflow that has one: as read, or (for a broken file) as last stored."""
-        names = {row.name: row.file for row in self._rows if row.file is not None and row.file in self._folder.files}
-        return names | {f.workflow.name: f.name for f in self._folder.files.values() if f.workflow is not None}
+    def in_force(self) -> tuple[dict[str, Workflow], set[str]]:
+        """The workflows by name, disabled ones too, and the names of those that are enabled."""
+        workflows = {name: revision.workflow for name, revision in self._current.items()}
+        return workflows, {rule.workflow for rule in self.matcher.rules}
 
     async def _take_files(self) -> None:
         before = self._folder.files
@@ -178,18 +188,22 @@ class Catalog:
         good = self._accepted(changed)
         orphans: list[CurrentWorkflow] = []
         try:
-            await self._store.put([_definition(w, "file", f.name, f.source) for f, w in good], _FILES)
+            taken = await self._store.put([_definition(w, "file", f.name, f.source) for f, w in good], _FILES)
             if self._folder.exists:
                 orphans = [row for row in await self._store.current() if self._is_orphan(row)]
-                await self._store.disable([row.name for row in orphans], _FILES)
+                await self._store.disown(orphans, _FILES)
         except BaseException:
             self._folder.files = before  # they are still to be taken
             raise
         for row in orphans:
             why = "holds another workflow now" if row.file in self._folder.files else "has gone"
             log.warning("%s %s: workflow %r is disabled, for all replicas", row.file, why, row.name)
+        before_it = {row.name: row.number for row in taken}
         for file, workflow in good:
             log.info("%s: workflow %r loaded", file.name, workflow.name)
+            if (number := before_it.get(workflow.name)) is not None:
+                what = f"takes over workflow {workflow.name!r}, whose revision {number} came through the API"
+                log.warning("%s %s: from now on it can be changed in the file only", file.name, what)
 
     def _accepted(self, changed: Sequence[DefinitionFile]) -> list[tuple[DefinitionFile, Workflow]]:
         """The files that can be taken; a name that another file has already is refused."""
@@ -215,10 +229,10 @@ class Catalog:
         return accepted
 
     def _is_orphan(self, row: CurrentWorkflow) -> bool:
-        """Whether a stored workflow came from a file that has gone, or that now holds another workflow."""
-        if row.origin != "file" or not row.enabled:
+        """Whether a stored workflow belongs to a file that has gone, or that now holds another workflow."""
+        if row.file is None:
             return False
-        file = self._folder.files.get(row.file or "")
+        file = self._folder.files.get(row.file)
         return file is None or (file.workflow is not None and file.workflow.name != row.name)
 
     async def _take_current(self) -> None:
@@ -248,7 +262,6 @@ class Catalog:
 
     def _install(self, rows: list[CurrentWorkflow], known: Mapping[int, Revision]) -> None:
         usable = [row for row in rows if row.revision_id in known]
-        self._rows = rows
         self._current = {row.name: known[row.revision_id] for row in usable}
         for row in usable:
             self._old[row.revision_id] = known[row.revision_id]

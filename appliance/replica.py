@@ -12,6 +12,7 @@ import httpx
 
 from appliance.bookkeeping import Bookkeeper
 from appliance.catalog import Catalog
+from appliance.editor import Editor
 from appliance.engine.actions import ActionRunner
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
@@ -97,7 +98,9 @@ class Replica:
             batch=settings.store.commit_batch,
             timeout_s=settings.store.statement_timeout.total_seconds() + 5,
         )
-        self.catalog = Catalog(DefinitionStore(pool), registry.actions, settings.config_dir)
+        definitions = DefinitionStore(pool)
+        self.catalog = Catalog(definitions, registry.actions, settings.config_dir)
+        self.editor = Editor(self.catalog, definitions, registry.actions)
         self.timers = Timers(pool, self.producer, engine.timer_poll.total_seconds())
         self.ticker = Ticker(pool, self.intake, self.catalog, engine.timer_poll.total_seconds())
         self.timetable = Timetable(pool, self.catalog)

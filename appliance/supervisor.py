@@ -171,6 +171,7 @@ class Supervisor:
             settings=settings,
             producer=replica.intake,
             catalog=replica.catalog,
+            editor=replica.editor,
             history=replica.history,
             control=replica.control,
             tasks=replica.tasks,

@@ -1,4 +1,4 @@
-"""The API's reads: events, runs, dead letters, workflows, actions, the ledger; and putting workflows."""
+"""The API's reads: events, runs, dead letters, actions, the ledger."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from appliance.http.auth import ACTOR
-from appliance.http.body import decode_json, header, media_type, read_body
 from appliance.http.operations import Operation, Parameter
-from appliance.http.problems import HttpProblem
 from appliance.http.query import (
     CURSOR,
     LIMIT,
@@ -48,12 +45,10 @@ _LETTER_FILTERS = (
     Parameter("status", "Only dead letters in this state.", LETTER_STATUSES),
     Parameter("run_id", "Only those of this run."),
 )
-_EVERY = Parameter("all", "Whether to list disabled workflows as well.", ("true", "false"))
 
 EVENTS = (*_EVENT_FILTERS, SINCE, UNTIL, CURSOR, LIMIT)
 RUNS = (_EVENT_ID, *_RUN_FILTERS, SINCE, UNTIL, CURSOR, LIMIT)
 LETTERS = (*_LETTER_FILTERS, Parameter("event_id", "Only those of this event."), CURSOR, LIMIT)
-WORKFLOWS = (_EVERY, CURSOR, LIMIT)
 
 
 class Api:
@@ -62,13 +57,10 @@ class Api:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._history = services.history
-        self._http = services.settings.http
 
     def operations(self) -> tuple[Operation, ...]:
         """All of them."""
-        return (*self._reads(), *self._workflows())
 
-    def _reads(self) -> tuple[Operation, ...]:
         def get(path: str, handler: Callable[[Request], Awaitable[Reply]], summary: str, **more: Any) -> Operation:
             return Operation(method="GET", path=PREFIX + path, handler=handler, summary=summary, **more)
 
@@ -82,39 +74,6 @@ class Api:
             get("/actions", self.list_actions, "List the actions that are installed"),
             get("/schema", self.get_schema, "The JSON Schema of the workflow language"),
             get("/ledger", self.get_ledger, "What became of all accepted events", answer="Ledger"),
-        )
-
-    def _workflows(self) -> tuple[Operation, ...]:
-        # Under two prefixes: the second is what earlier systems' clients call.
-        return tuple(
-            operation
-            for prefix in (PREFIX, "")
-            for operation in (
-                Operation(
-                    method="GET",
-                    path=f"{prefix}/workflows",
-                    handler=self.list_workflows,
-                    summary="List workflows by name",
-                    parameters=WORKFLOWS,
-                    answer="Page",
-                ),
-                Operation(
-                    method="POST",
-                    path=f"{prefix}/workflows",
-                    handler=self.put_workflow,
-                    summary="Create a workflow, or a new revision of it",
-                    body="Object",
-                    answer="WorkflowAnswer",
-                    statuses=(201,),
-                ),
-                Operation(
-                    method="GET",
-                    path=f"{prefix}/workflows/{{name}}",
-                    handler=self.get_workflow,
-                    summary="Show a workflow with its definition",
-                    answer="Workflow",
-                ),
-            )
         )
 
     async def list_events(self, request: Request) -> Reply:
@@ -171,28 +130,6 @@ class Api:
     async def get_ledger(self, request: Request) -> Reply:
         """accepted = handled + unmatched + duplicate + dead + in_flight + difference."""
         return json_reply(dict(await self._services.ledger()))
-
-    async def list_workflows(self, request: Request) -> Reply:
-        """A page of workflows."""
-        values = parameters_of(request, WORKFLOWS)
-        cursor, limit = page_of(values)
-        every = values.get("all") == "true"
-        return _page(await self._history.list_workflows(cursor=cursor, limit=limit, every=every))
-
-    async def get_workflow(self, request: Request) -> Reply:
-        """One workflow, by name or number."""
-        found = await self._history.get_workflow(request.path_params["name"])
-        return json_reply({**found, "warnings": self._services.catalog.warnings(found["name"])})
-
-    async def put_workflow(self, request: Request) -> Reply:
-        """201 with the revision that the definition became; 422 with every problem found."""
-        if media_type(header(request.scope, b"content-type")) not in ("", "application/json"):
-            raise HttpProblem("unsupported-media-type", "Send the definition as application/json.")
-        body = await read_body(request.scope, request.receive, self._http.max_body_bytes)
-        document = decode_json(body, self._http.max_depth)
-        revision = await self._services.catalog.put(document, origin="api", actor=ACTOR)
-        answer = {"id": revision.workflow_id, "name": revision.workflow.name, "revision": revision.number}
-        return json_reply(answer, 201)
 
 
 def _page(page: Page) -> Reply:

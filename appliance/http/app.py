@@ -20,6 +20,7 @@ from appliance.http.answers import Answers
 from appliance.http.api import Api
 from appliance.http.auth import Authenticator
 from appliance.http.body import Disconnected
+from appliance.http.definitions import DefinitionApi
 from appliance.http.explanations import Explanations
 from appliance.http.exports import Exports
 from appliance.http.ingest import Ingest
@@ -114,6 +115,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Explanations(services).operations(),
         *Traces(services).operations(),
         *Exports(services).operations(),
+        *DefinitionApi(services).operations(),
         *Api(services).operations(),
         *Recoveries(services).operations(),
         *ScheduleApi(services).operations(),

@@ -200,6 +200,11 @@ _WORKFLOW = _object(
     definition={"type": "object"},
     revisions=_list_of(_object(revision=_NUMBER, digest=_TEXT, created_at=_TEXT)),
     warnings=_list_of(_TEXT),
+    etag=_TEXT,
+)
+_CHANGE = _one_of("create", "change", "enable", "disable", "rollback", "none")
+_TOUCHED = _object(
+    revision=_NUMBER, status=_TEXT, at=_list_of(_TEXT), runs=_NUMBER, example=_TEXT, gaps=_list_of(_TEXT)
 )
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {
@@ -216,6 +221,9 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
             errors=_list_of({"type": "object"}),
             problems=_list_of({"type": "object"}),
             items=_list_of({"type": "object"}),
+            etag=_MAYBE,
+            revision={"type": ["integer", "null"]},
+            file=_TEXT,
         ),
         "required": ["type", "title", "status", "detail"],
     },
@@ -299,7 +307,23 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     },
     "StartAnswer": _object(run_id=_TEXT, event_id=_TEXT, workflow=_TEXT, status=_one_of("accepted", "duplicate")),
     "Workflow": _WORKFLOW,
-    "WorkflowAnswer": _object(id=_NUMBER, name=_TEXT, revision=_NUMBER),
+    "WorkflowAnswer": _object(
+        id=_NUMBER,
+        name=_TEXT,
+        revision={"type": ["integer", "null"]},
+        enabled=_FLAG,
+        change=_CHANGE,
+        etag=_MAYBE,
+        becomes={"type": ["integer", "null"]},
+        diff=_TEXT,
+        warnings=_list_of(_TEXT),
+        missing=_list_of(_TEXT),
+        touches=_list_of(_TOUCHED),
+    ),
+    "Rollback": _object(revision=_NUMBER),
+    "Revision": _object(
+        name=_TEXT, revision=_NUMBER, digest=_TEXT, created_at=_TEXT, in_force=_FLAG, definition={"type": "object"}
+    ),
     "Explanation": _object(
         event={"type": "object"},
         verdicts=_list_of(

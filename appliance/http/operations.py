@@ -13,7 +13,7 @@ from appliance.http.reply import Reply
 Handler = Callable[[Request], Awaitable[Reply]]
 """Answers one request; raises ApplianceError for anything that is not its usual answer."""
 
-Method = Literal["GET", "POST"]
+Method = Literal["GET", "POST", "PUT"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from appliance.errors import (
     Unavailable,
 )
 from appliance.events import dumps
+from appliance.preconditions import Outdated, OwnedByFile, Unseen
 from appliance.workflows.inputs import InputRefused
 
 MEDIA_TYPE = "application/problem+json"
@@ -38,6 +39,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The method does not work here"),
     "timeout": (408, "The request took too long to arrive"),
     "conflict": (409, "The state forbids it"),
+    "precondition-failed": (412, "Something else is in force than the request was made for"),
     "too-large": (413, "The body or the event is too large"),
     "unsupported-media-type": (415, "The media type is not supported"),
     "not-an-object": (422, "A JSON object is expected"),
@@ -53,6 +55,7 @@ KINDS: Mapping[str, tuple[int, str]] = {
     "input": (422, "What was handed in does not fit its schema"),
     "definition": (422, "The workflow definition is wrong"),
     "malformed": (422, "The input can't be understood"),
+    "precondition-required": (428, "The request must say what it was made for"),
     "rate-limit": (429, "Too many requests"),
     "headers-too-large": (431, "The headers are too large"),
     "internal": (500, "Something went wrong here"),
@@ -150,7 +153,7 @@ def problem_of(error: ApplianceError) -> HttpProblem:
     if isinstance(error, NotFound):
         return HttpProblem("not-found", str(error))
     if isinstance(error, Conflict):
-        return HttpProblem("conflict", str(error))
+        return _conflict(error)
     return HttpProblem("internal", "The request failed; the log says why.")
 
 
@@ -165,6 +168,14 @@ def _unavailable_code(error: Unavailable) -> str:
     if isinstance(error, StreamUnavailable):
         return "stream-unavailable"
     return "store-unavailable" if isinstance(error, StoreUnavailable) else "unavailable"
+
+
+def _conflict(error: Conflict) -> HttpProblem:
+    if isinstance(error, Outdated):
+        code = "precondition-required" if isinstance(error, Unseen) else "precondition-failed"
+        headers = {} if error.etag is None else {"ETag": f'"{error.etag}"'}
+        return HttpProblem(code, str(error), {"etag": error.etag, "revision": error.revision}, headers=headers)
+    return HttpProblem("conflict", str(error), {"file": error.file} if isinstance(error, OwnedByFile) else {})
 
 
 def _malformed(error: Malformed) -> HttpProblem:

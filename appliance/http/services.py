@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from appliance.editor import Change, Outcome, Plan
     from appliance.events import Event
     from appliance.links import Links
+    from appliance.preconditions import Precondition
     from appliance.rules.matcher import Rule
     from appliance.settings import Settings
+    from appliance.store.definitions import CurrentWorkflow, StoredRevision
     from appliance.store.history import History, Page
+    from appliance.workflows.revision import Workflow
 
 
 class AcceptedEvent(Protocol):
@@ -55,33 +59,31 @@ class Explainer(Protocol):
     def explain(self, view: Mapping[str, Any], workflow: str | None = None) -> Sequence[Matched]: ...
 
 
-class NamedWorkflow(Protocol):
-    """A compiled workflow, as far as its name goes."""
-
-    @property
-    def name(self) -> str: ...
-
-
-class PutRevision(Protocol):
-    """The revision that a definition became."""
-
-    @property
-    def workflow_id(self) -> int: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def workflow(self) -> NamedWorkflow: ...
-
-
 class Definitions(Protocol):
-    """The catalog: ``put`` stores a definition of any dialect (raises DefinitionError) and returns its revision."""
+    """The catalog: what is in force, and what is odd about it."""
 
     @property
     def matcher(self) -> Explainer: ...
 
     def warnings(self, name: str) -> Sequence[str]: ...
 
-    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> PutRevision: ...
+
+class Definers(Protocol):
+    """The editor: ``make`` and ``plan`` raise NotFound, Conflict and DefinitionError, ``put`` the last."""
+
+    def put(self, document: Any, name: str | None = None) -> Change: ...
+    def switch(self, name: str, enabled: bool) -> Change: ...
+    def rollback(self, name: str, number: int | None = None) -> Change: ...
+    async def make(self, change: Change, actor: str, condition: Precondition = ...) -> Outcome: ...
+    async def plan(self, change: Change, condition: Precondition = ...) -> Plan: ...
+    async def revision(self, name: str, number: int | None = None) -> tuple[CurrentWorkflow, StoredRevision]: ...
+    async def difference(self, name: str, first: int, second: int | None = None) -> str: ...
+
+
+class Impacts(Protocol):
+    """Which parked runs a new definition of a workflow touches."""
+
+    async def of(self, name: str, new: Workflow | None) -> Sequence[Any]: ...
 
 
 class Controls(Protocol):
@@ -166,6 +168,7 @@ class Services:
     settings: Settings
     producer: Submitter
     catalog: Definitions
+    editor: Definers
     history: History
     control: Controls
     tasks: PeoplesTasks
@@ -183,3 +186,4 @@ class Services:
     """The JSON Schema of the workflow language, with the actions that are installed."""
     api_key: str
     metrics: CollectorRegistry
+    impact: Impacts | None = None

@@ -92,6 +92,7 @@ def ours(submitter: Submitter) -> Any:
             settings=SETTINGS,
             producer=submitter,
             catalog=missing,
+            editor=missing,
             history=missing,
             control=missing,
             tasks=missing,

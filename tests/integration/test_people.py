@@ -92,6 +92,7 @@ async def door(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIterat
             settings=replica.settings,
             producer=replica.producer,
             catalog=replica.catalog,
+            editor=replica.editor,
             history=replica.history,
             control=replica.control,
             tasks=replica.tasks,

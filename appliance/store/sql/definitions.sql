@@ -5,12 +5,41 @@ SELECT version FROM catalog_version
 
 -- name: current
 -- What is in force, without the definitions: the catalog asks only for those that it hasn't compiled yet.
-SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest
+SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
+       md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
 FROM workflows w JOIN revisions r ON r.id = w.current_revision
 ORDER BY w.id
 
+-- name: standing
+-- The same of one workflow. The etag is computed in history.sql, too, and must be the same there.
+SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
+       md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
+FROM workflows w JOIN revisions r ON r.id = w.current_revision
+WHERE w.name = %s
+
+-- name: made_by_api
+-- The same of those that no file has owned yet.
+SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
+       md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
+FROM workflows w JOIN revisions r ON r.id = w.current_revision
+WHERE w.name = ANY(%b::text[]) AND w.origin = 'api'
+ORDER BY w.id
+
 -- name: revisions
-SELECT id, workflow_id, number, definition::text FROM revisions WHERE id = ANY(%b::int4[])
+SELECT id, workflow_id, number, definition::text, digest, created_at FROM revisions WHERE id = ANY(%b::int4[])
+
+-- name: numbered
+SELECT id, workflow_id, number, definition::text, digest, created_at FROM revisions
+WHERE workflow_id = %s AND number = %s
+
+-- name: before
+SELECT id, workflow_id, number, definition::text, digest, created_at FROM revisions
+WHERE workflow_id = %s AND number < %s
+ORDER BY number DESC LIMIT 1
+
+-- name: alike
+SELECT id, workflow_id, number, definition::text, digest, created_at FROM revisions
+WHERE workflow_id = %s AND digest = %s
 
 -- name: add_workflows
 INSERT INTO workflows (name, origin, enabled)
@@ -31,25 +60,36 @@ JOIN workflows w ON w.name = u.name
 WHERE NOT EXISTS (SELECT 1 FROM revisions r WHERE r.workflow_id = w.id AND r.digest = u.digest)
 
 -- name: set_current
--- The names of the workflows that this changed.
+-- Name and revision number of the workflows that this changed.
 UPDATE workflows w
 SET origin = u.origin, file = u.file, enabled = u.enabled, current_revision = r.id, updated_at = now()
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::bool[], %b::text[]) AS u (name, origin, file, enabled, digest),
      revisions r
 WHERE w.name = u.name AND r.workflow_id = w.id AND r.digest = u.digest
   AND (w.origin, w.file, w.enabled, w.current_revision) IS DISTINCT FROM (u.origin, u.file, u.enabled, r.id)
-RETURNING w.name
+RETURNING w.name, r.number
 
--- name: disable
-UPDATE workflows SET enabled = false, updated_at = now() WHERE name = ANY(%b::text[]) AND enabled RETURNING name
+-- name: switch
+-- Another stored revision, or on or off. What people change here is the API's from then on.
+UPDATE workflows w SET origin = 'api', enabled = u.enabled, current_revision = r.id, updated_at = now()
+FROM (VALUES (%s::bool, %s::int4, %s::text)) AS u (enabled, revision_id, name), revisions r
+WHERE w.name = u.name AND r.id = u.revision_id AND r.workflow_id = w.id
+  AND (w.enabled, w.current_revision) IS DISTINCT FROM (u.enabled, r.id)
+RETURNING w.name, r.number
+
+-- name: disown
+-- Unless another file owns it by now.
+UPDATE workflows w SET enabled = false, file = NULL, updated_at = now()
+FROM unnest(%b::text[], %b::text[]) AS u (name, file), revisions r
+WHERE w.name = u.name AND w.file = u.file AND r.id = w.current_revision
+RETURNING w.name, r.number
 
 -- name: bump_version
 UPDATE catalog_version SET version = version + 1
 
 -- name: audit
-INSERT INTO audit_log (actor, action, subject)
-SELECT %s, %s, name FROM unnest(%b::text[]) AS u (name)
-
+INSERT INTO audit_log (actor, action, subject, detail)
+SELECT %s, %s, name, json_build_object('revision', number) FROM unnest(%b::text[], %b::int4[]) AS u (name, number)
 
 -- name: add_listeners
 INSERT INTO listeners (digest, shape) SELECT digest::uuid, shape::json

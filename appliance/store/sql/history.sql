@@ -178,9 +178,11 @@ ORDER BY workflows.name
 LIMIT %(limit)s;
 
 -- name: get_workflow
--- One workflow, by name or number, with the definition of its current revision.
+-- One workflow, by name or number, with the definition of its current revision. The etag: as in definitions.sql.
 SELECT workflows.id, workflows.name, revisions.number AS revision, workflows.enabled, workflows.origin, workflows.file,
-       revisions.definition ->> 'description' AS description, workflows.updated_at, revisions.definition
+       revisions.definition ->> 'description' AS description, workflows.updated_at, revisions.definition,
+       md5((workflows.current_revision, workflows.enabled, workflows.origin, workflows.file,
+            extract(epoch FROM workflows.updated_at))::text) AS etag
 FROM workflows
 LEFT JOIN revisions ON revisions.id = workflows.current_revision
 WHERE {match};

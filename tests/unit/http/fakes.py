@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
+from appliance.editor import Draft, Outcome, Plan
 from appliance.errors import Conflict, DefinitionError, NotFound
 from appliance.events import Event
 from appliance.http.services import Health, Services
 from appliance.links import Links
+from appliance.preconditions import NOTHING_SAID, Precondition
 from appliance.rules.conditions import compile_condition
 from appliance.rules.matcher import Rule, Trigger
 from appliance.settings import Settings
+from appliance.store.definitions import CurrentWorkflow, StoredRevision
 from appliance.store.history import Page
 from appliance.workflows.inputs import check
 
@@ -80,34 +84,81 @@ class FakeMatcher:
         return [verdict for verdict in verdicts if workflow in (None, verdict.workflow)]
 
 
-@dataclass(frozen=True)
-class FakeWorkflow:
-    name: str
-
-
-@dataclass(frozen=True)
-class FakeRevision:
-    workflow_id: int
-    number: int
-    workflow: FakeWorkflow
-
-
 @dataclass
 class FakeCatalog:
     matcher: FakeMatcher = field(default_factory=FakeMatcher)
-    refusal: Exception | None = None
-    put_documents: list[tuple[Any, str, str]] = field(default_factory=list)
-
-    async def put(self, document: Any, *, origin: str = "api", actor: str = "api") -> FakeRevision:
-        if self.refusal is not None:
-            raise self.refusal
-        if not isinstance(document, dict) or "name" not in document:
-            raise DefinitionError("no name")
-        self.put_documents.append((document, origin, actor))
-        return FakeRevision(7, 2, FakeWorkflow(document["name"]))
 
     def warnings(self, name: str) -> list[str]:
         return [f"{name} is odd"]
+
+
+STANDING = CurrentWorkflow(7, "w", "api", None, True, 70, 2, "d", "e2")
+STORED = StoredRevision(70, 7, 2, '{"name": "w"}', "d", datetime(2030, 1, 31, tzinfo=UTC))
+
+
+@dataclass
+class FakeEditor:
+    """Makes or plans every change as a ``kind``; ``calls`` holds what was asked, ``refusal`` is raised instead."""
+
+    kind: str = "change"
+    refusal: Exception | None = None
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    standing: CurrentWorkflow = STANDING
+
+    def put(self, document: Any, name: str | None = None) -> Any:
+        if not isinstance(document, dict) or "name" not in document:
+            raise DefinitionError("no name")
+        return ("put", document, name)
+
+    def switch(self, name: str, enabled: bool) -> Any:
+        return ("switch", name, enabled)
+
+    def rollback(self, name: str, number: int | None = None) -> Any:
+        return ("rollback", name, number)
+
+    async def make(self, change: Any, actor: str, condition: Precondition = NOTHING_SAID) -> Outcome:
+        self._ask("make", change, actor, condition)
+        return Outcome(self.kind, self.standing)
+
+    async def plan(self, change: Any, condition: Precondition = NOTHING_SAID) -> Plan:
+        self._ask("plan", change, condition)
+        workflow: Any = "the new one"
+        draft = Draft(self.kind, True, {"name": "w"}, workflow, None)
+        return Plan("w", draft, self.standing, "-a\n+b\n", ["odd"], ["gone"])
+
+    async def revision(self, name: str, number: int | None = None) -> tuple[CurrentWorkflow, StoredRevision]:
+        self._ask("revision", name, number)
+        return self.standing, STORED
+
+    async def difference(self, name: str, first: int, second: int | None = None) -> str:
+        self._ask("difference", name, first, second)
+        return "-a\n+b\n"
+
+    def _ask(self, *call: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append(call)
+
+
+@dataclass(frozen=True)
+class FakeTouched:
+    revision: int = 1
+    status: str = "waiting"
+    at: tuple[str, ...] = ("ask",)
+    runs: int = 3
+    example: str = "r"
+    gaps: tuple[str, ...] = ("there is no step ask",)
+
+
+@dataclass
+class FakeImpact:
+    """``asked`` holds the names and definitions that it was asked about."""
+
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+
+    async def of(self, name: str, new: Any) -> list[FakeTouched]:
+        self.asked.append((name, new))
+        return [FakeTouched()]
 
 
 @dataclass
@@ -294,6 +345,8 @@ class Fakes:
 
     producer: FakeProducer = field(default_factory=FakeProducer)
     catalog: FakeCatalog = field(default_factory=FakeCatalog)
+    editor: FakeEditor = field(default_factory=FakeEditor)
+    impact: FakeImpact = field(default_factory=FakeImpact)
     history: FakeHistory = field(default_factory=FakeHistory)
     control: FakeControl = field(default_factory=FakeControl)
     tasks: FakeTasks = field(default_factory=FakeTasks)
@@ -319,6 +372,8 @@ class Fakes:
             settings=settings or Settings(),
             producer=self.producer,
             catalog=self.catalog,
+            editor=self.editor,
+            impact=self.impact,
             history=self.history,  # type: ignore[arg-type]  # the real one needs a database
             control=self.control,
             tasks=self.tasks,

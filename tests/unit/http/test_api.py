@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
+from appliance.errors import Conflict, NotFound, StoreUnavailable
 from appliance.http.app import create_app
 from appliance.http.services import Health
 from appliance.store.history import Span
@@ -106,11 +106,10 @@ async def test_a_wrong_parameter_is_named(client: httpx.AsyncClient, query: str,
     assert (response.status_code, response.json()["parameter"]) == (422, parameter)
 
 
-@pytest.mark.parametrize("path", ["events", "runs", "dead-letters", "workflows"])
+@pytest.mark.parametrize("path", ["events", "runs", "dead-letters"])
 async def test_one_item_is_shown_or_not_found(client: httpx.AsyncClient, fakes: Fakes, path: str) -> None:
     fakes.history.items["a"] = {"id": "a", "name": "w"}
-    told = {"warnings": ["w is odd"]} if path == "workflows" else {}
-    assert (await client.get(f"/api/v1/{path}/a", headers=KEY)).json() == {"id": "a", "name": "w", **told}
+    assert (await client.get(f"/api/v1/{path}/a", headers=KEY)).json() == {"id": "a", "name": "w"}
     response = await client.get(f"/api/v1/{path}/b", headers=KEY)
     assert (response.status_code, response.json()["type"]) == (404, "urn:appliance:problem:not-found")
 
@@ -148,25 +147,6 @@ async def test_interventions_reach_the_engine_by_post_only(
     assert (await client.post(path, headers=KEY)).status_code == 409
     fakes.control.refusal = NotFound("no run")
     assert (await client.post(path, headers=KEY)).status_code == 404
-
-
-@pytest.mark.parametrize("path", ["/workflows", "/api/v1/workflows"])
-async def test_a_workflow_is_put(client: httpx.AsyncClient, fakes: Fakes, path: str) -> None:
-    document = {"name": "contact", "steps": []}
-    response = await client.post(path, json=document, headers=KEY)
-    assert (response.status_code, response.json()) == (201, {"id": 7, "name": "contact", "revision": 2})
-    assert fakes.catalog.put_documents == [(document, "api", "api")]
-
-
-async def test_a_wrong_definition_is_answered_with_every_problem(client: httpx.AsyncClient, fakes: Fakes) -> None:
-    problems = [Problem("unknown key", key="steps[0].wiht", expected="with"), Problem("no trigger", line=3)]
-    fakes.catalog.refusal = DefinitionError(*problems)
-    response = await client.post("/workflows", json={}, headers=KEY)
-    assert (response.status_code, response.json()["type"]) == (422, "urn:appliance:problem:definition")
-    assert response.json()["problems"] == [
-        {"message": "unknown key", "key": "steps[0].wiht", "expected": "with"},
-        {"message": "no trigger", "line": 3},
-    ]
 
 
 async def test_a_stored_event_is_explained(client: httpx.AsyncClient, fakes: Fakes) -> None:

@@ -16,7 +16,7 @@ from appliance.settings import Settings
 from tests.unit.http.fakes import Fakes
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "api.md").read_text("utf-8")
-ROW = re.compile(r"^\| `(GET|POST) (\S+)` \| (open)? ?\|", re.MULTILINE)
+ROW = re.compile(r"^\| `(GET|POST|PUT) (\S+)` \| (open)? ?\|", re.MULTILINE)
 
 
 async def openapi(client: httpx.AsyncClient) -> dict[str, Any]:
