@@ -23,6 +23,8 @@ RATE_LIMITED, DEBOUNCED, SKIPPED, REPLACED = "rate_limited", "debounced", "skipp
 """Why an event started no run: the outcome of its cancelled run."""
 _EARLY_S = 0.05
 """A timer may fire this much early: clocks differ."""
+_FIRST = 0
+"""Position of those that keep the place for which all others of their lane wait: only they can ever give it back."""
 
 
 class Arrival(NamedTuple):
@@ -95,7 +97,7 @@ class Floor:
     places: dict[str, set[str]] = field(default_factory=dict)
     """By digest: the live runs that have one."""
     waiting: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-    """By lane: (position, run) of those that wait, lowest first: of singletons all, of others a few."""
+    """By lane: (position, run) of those that wait, lowest first: the arrivals, of singletons all, of others a few."""
     joined: dict[tuple[str, int], str] = field(default_factory=dict)
     """By (event, workflow): the batch run that an event belongs to already."""
 
@@ -143,7 +145,7 @@ class Decisions:
     places: list[Place] = field(default_factory=list)
     queue: dict[str, Waiting] = field(default_factory=dict)
     ended: dict[str, Leave] = field(default_factory=dict)
-    """Held runs, no arrivals, that end: their places in the queue and their timers go with them."""
+    """Held runs, no arrivals, that end: their timers and their places, also that in the queue, go with them."""
     cancels: list[str] = field(default_factory=list)
     """Runs at work that are asked to end."""
     joins: list[tuple[str, str, int]] = field(default_factory=list)
@@ -180,6 +182,9 @@ class _Gate:
         self._now = now
         self._run = arrival.run_id
         self._standing = floor.runs.get(arrival.run_id)
+        self._lane = arrival.keys[LANE].digest
+        waits = (position for position, run in floor.waiting.get(self._lane, ()) if run == arrival.run_id)
+        self._position = next(waits, arrival.position)
 
     def decision(self) -> Decision:
         standing = self._standing
@@ -230,7 +235,8 @@ class _Gate:
         debounce, key, meter = self._control.debounce, self._key("debounce"), self._meter("debounce")
         assert debounce is not None  # noqa: S101 - asked by the caller
         first_at = self._now
-        if meter is not None and meter.run_id is not None and self._is_held(meter.run_id):
+        # A run whose time is up begins, even if nobody got round to it: or a flood could put it off for ever.
+        if meter is not None and meter.run_id and meter.expires_at > self._now and self._is_held(meter.run_id):
             if meter.position is not None and meter.position > self._arrival.position:
                 return self._leave(
                     DEBOUNCED, f"debounce: a later event came before, for which run {meter.run_id} begins"
@@ -239,7 +245,7 @@ class _Gate:
             first_at = meter.at
         due_at = self._now + debounce.period_s
         if debounce.timeout_s is not None:
-            due_at = min(due_at, max(self._now, first_at + debounce.timeout_s))
+            due_at = min(due_at, first_at + debounce.timeout_s)
         self._note("debounce", key, first_at, 1, self._run, due_at)
         return Wait(COLLECTED, due_at, "debounce", key.text)
 
@@ -275,22 +281,36 @@ class _Gate:
 
     def _begin(self) -> Decision:
         """Of an event, or of what was collected: it may be left out."""
-        return self._single() or self._rated() or self._turn()
-
-    def _single(self) -> Decision | None:
         singleton = self._control.singleton
         if singleton is None:
-            return None
-        key = self._key("singleton")
-        others = [run for run in self._floor.places.get(key.digest, ()) if run != self._run]
-        queued = [run for _, run in self._floor.waiting.get(key.digest, ()) if run != self._run]
+            return self._rated() or self._turn()
         if singleton.mode == "skip":
-            other = next(iter(others or queued), None)
-            return None if other is None else self._leave(SKIPPED, f"singleton: run {other} goes on{_of(key)}")
-        for run in queued:
+            return self._skipped() or self._rated() or self._turn()
+        if (left := self._rated()) is not None:  # or neither of the two would go on
+            return left
+        self._replace()
+        return self._turn()
+
+    def _skipped(self) -> Decision | None:
+        key = self._key("singleton")
+        at_work, queued = self._others(key)
+        other = next(iter(at_work or queued), None)
+        return None if other is None else self._leave(SKIPPED, f"singleton: run {other} goes on{_of(key)}")
+
+    def _replace(self) -> None:
+        """End the others of this key: those that have begun are asked to."""
+        key = self._key("singleton")
+        at_work, queued = self._others(key)
+        fresh = [run for run in at_work if run in self._out.made and run not in self._floor.runs]
+        for run in [*fresh, *queued]:
             self._end(run, REPLACED, f"singleton: run {self._run} took its place{_of(key)}")
-        self._out.cancels += others
-        return None
+        self._out.cancels += [run for run in at_work if run not in fresh and run not in self._out.cancels]
+
+    def _others(self, key: Key) -> tuple[list[str], list[str]]:
+        """The other runs of a singleton: those that have its place, and those that wait and don't."""
+        at_work = sorted(run for run in self._floor.places.get(key.digest, ()) if run != self._run)
+        waiting = self._floor.waiting.get(key.digest, ())
+        return at_work, [run for _, run in waiting if run != self._run and run not in at_work]
 
     def _rated(self) -> Decision | None:
         rate = self._control.rate_limit
@@ -339,14 +359,21 @@ class _Gate:
 
     def _take(self, needed: Sequence[Slots]) -> bool:
         """Take all of these places, or none; who waits in the same lane and comes before is let in before."""
-        arrival, floor = self._arrival, self._floor
-        ahead = floor.waiting.get(arrival.keys[LANE].digest, ())
-        if needed and any(run != self._run and position < arrival.position for position, run in ahead):
+        floor, mine = self._floor, (self._rank(), self._run)
+        ahead = floor.waiting.get(self._lane, [])
+        if needed and any(other < mine for other in ahead if other[1] != self._run):
             return False
         if any(len(floor.places.get(self._key(slots.part).digest, ())) >= slots.limit for slots in needed):
             return False
         self._put_places(needed)
+        _drop(ahead, self._run)
         return True
+
+    def _rank(self) -> int:
+        """The run's position in its lane."""
+        lane = self._control.lane
+        keeps = lane is not None and lane.keeps and self._run in self._floor.places.get(self._lane, ())
+        return _FIRST if keeps else self._position
 
     def _put_places(self, needed: Iterable[Slots]) -> None:
         for slots in needed:
@@ -356,15 +383,15 @@ class _Gate:
 
     def _queue(self, needed: Sequence[Slots], stage: str) -> Decision:
         keys = [self._key(slots.part) for slots in needed]
-        arrival = self._arrival
-        ahead = self._floor.waiting.setdefault(arrival.keys[LANE].digest, [])
-        if all(run != self._run for _, run in ahead):
-            insort(ahead, (arrival.position, self._run))
+        arrival, position = self._arrival, self._rank()
+        lane = self._floor.waiting.setdefault(self._lane, [])
+        _drop(lane, self._run)
+        insort(lane, (position, self._run))
         self._out.queue[self._run] = Waiting(
             self._run,
             arrival.workflow_id,
-            arrival.keys[LANE].digest,
-            arrival.position,
+            self._lane,
+            position,
             arrival.priority,
             tuple(slots.part for slots in needed),
             tuple(key.digest for key in keys),
@@ -406,7 +433,7 @@ class _Gate:
         return Leave(outcome, error)
 
     def _end(self, run_id: str, outcome: str, error: str) -> None:
-        """End another run, which is held."""
+        """End another run, which has not begun."""
         self._count(outcome)
         leave = Leave(outcome, error)
         if run_id in self._out.made:
@@ -414,8 +441,10 @@ class _Gate:
         else:
             self._out.ended[run_id] = leave
         self._out.queue.pop(run_id, None)
-        ahead = self._floor.waiting.get(self._arrival.keys[LANE].digest, [])
-        ahead[:] = [(position, run) for position, run in ahead if run != run_id]
+        self._out.places = [place for place in self._out.places if place.run_id != run_id]
+        for runs in self._floor.places.values():
+            runs.discard(run_id)
+        _drop(self._floor.waiting.get(self._lane, []), run_id)
 
     def _count(self, outcome: str) -> None:
         at = (self._arrival.workflow_id, outcome)
@@ -451,6 +480,10 @@ def admit(
 def _has_room(waiting: Waiting, used: Mapping[str, int], limits: Mapping[str, int]) -> bool:
     needs = zip(waiting.parts, waiting.digests, waiting.limits, strict=True)
     return all(used.get(digest, 0) < limits.get(part, limit) for part, digest, limit in needs)
+
+
+def _drop(waiting: list[tuple[int, str]], run_id: str) -> None:
+    waiting[:] = [(position, run) for position, run in waiting if run != run_id]
 
 
 def _of(key: Key) -> str:
