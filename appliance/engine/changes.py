@@ -50,7 +50,8 @@ from appliance.workflows.revision import Revision
 
 PAUSE, CANCEL, RETRY = "pause", "cancel", "retry"
 """What people ask of a run (``runs.asked``); whoever has it in hand, or takes it up next, takes notice."""
-_BEGUN_BY_OTHERS = frozenset({"replay", "rerun", "subflow"})
+BEGUN_BY_OTHERS = frozenset({"replay", "rerun", "subflow"})
+"""Origins of runs that no event's entry has begun."""
 SIGNAL = "+signal"
 """Key of the timer that wakes a run because something came in; ``""`` is that of its own next time."""
 
@@ -102,6 +103,8 @@ class Drive:
     """More may have come in than were loaded with it at once."""
     took: bool = False
     """Some of what came in was looked at."""
+    begins: bool = False
+    """It stands recorded, but has not begun yet."""
     machine_key: str | None = None
     """The business key of a state machine that begins."""
     seen: set[tuple[str, str]] = field(default_factory=set)
@@ -166,7 +169,14 @@ def change_of(
             change.timers = [*change.timers, TimerRow(drive.run_id, SIGNAL, now, drive.priority)]
     if isinstance(end, Ended):
         _put_end(change, drive, end, now, entry, announce)
+    if drive.revision.workflow.control is not None and not isinstance(end, Backoff | None):
+        give_back(change, drive.run_id, over=isinstance(end, Ended))
     return change
+
+
+def give_back(change: Change, run_id: str, *, over: bool) -> None:
+    """The places that flow control gave to a run: all when it is over, else those for while it is at work."""
+    change.add("ended_places" if over else "parked_places", Mark(run_id, ""))
 
 
 def machine_rows(drive: Drive, business_key: str) -> tuple[MachineRow, WaitRow]:
@@ -182,47 +192,55 @@ def correlation_rows(uid: str, digests: list[str]) -> list[CorrelationRow]:
     return [CorrelationRow(digest, uid) for digest in digests]
 
 
-def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> None:
+def run_row(drive: Drive, now: float, holder: str | None) -> RunRow:
+    """The row of a run that is recorded for the first time."""
     state = drive.state
-    kept = snapshot.pack(state, holder)
-    result = snapshot.result(state) if state.finished_at is not None else None
-    kept_json = dumps(kept).decode() if kept is not None else None
-    result_json = dumps(result).decode() if result is not None else None
+    return RunRow(
+        id=drive.run_id,
+        event_uid=drive.event.uid,
+        workflow_id=drive.revision.workflow_id,
+        revision_id=drive.revision.id,
+        status=PAUSED if drive.paused else state.status,
+        version=1,
+        started_at=drive.started_at,
+        finished_at=state.finished_at,
+        updated_at=now,
+        priority=drive.priority,
+        state=_json(snapshot.pack(state, holder)),
+        error=state.error,
+        origin=drive.origin,
+        details=_json(drive.details or None),
+        result=_result(state),
+    )
+
+
+def _put_run(change: Change, drive: Drive, now: float, holder: str | None) -> None:
     if drive.version == 0:
-        row = RunRow(
-            id=drive.run_id,
-            event_uid=drive.event.uid,
-            workflow_id=drive.revision.workflow_id,
-            revision_id=drive.revision.id,
-            status=PAUSED if drive.paused else state.status,
-            version=1,
-            started_at=drive.started_at,
-            finished_at=state.finished_at,
-            updated_at=now,
-            priority=drive.priority,
-            state=kept_json,
-            error=state.error,
-            origin=drive.origin,
-            details=dumps(drive.details).decode() if drive.details else None,
-            result=result_json,
-        )
-        change.runs = [row]
+        change.runs = [run_row(drive, now, holder)]
         return
-    status = PAUSED if drive.paused and state.finished_at is None else state.status
+    state = drive.state
     update = RunUpdate(
         drive.run_id,
-        status,
+        PAUSED if drive.paused and state.finished_at is None else state.status,
         drive.version + 1,
         state.finished_at,
         now,
-        kept_json,
+        _json(snapshot.pack(state, holder)),
         state.error,
-        result_json,
+        _result(state),
         drive.noticed,
     )
     change.run_updates = [update]
     if drive.moves:
         change.add("revisions", RevisionRow(drive.run_id, drive.revision.id, drive.version + 1))
+
+
+def _result(state: RunState) -> str | None:
+    return _json(snapshot.result(state)) if state.finished_at is not None else None
+
+
+def _json(data: Any) -> str | None:
+    return None if data is None else dumps(data).decode()
 
 
 def _step_row(run_id: str, s: StepState) -> StepRow:
@@ -338,7 +356,7 @@ def _listens_since(drive: Drive) -> str:
 
     A run that was begun for an event of long ago, or by another run, counts from its beginning.
     """
-    if drive.origin in _BEGUN_BY_OTHERS:
+    if drive.origin in BEGUN_BY_OTHERS:
         return range_start(int(drive.started_at * 1000))
     return range_start(milliseconds_of(drive.event.uid))
 

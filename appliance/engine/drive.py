@@ -60,7 +60,7 @@ from appliance.store.rows import AttemptRow, Change, DeliveryRow
 from appliance.templating import TemplateError
 from appliance.workflows import inputs
 from appliance.workflows.inputs import InputRefused
-from appliance.workflows.revision import Revision, Step
+from appliance.workflows.revision import Revision, Step, Workflow
 
 _MAX_AT_ONCE = 100
 """Attempts of one run under way at once; more branches than that take turns."""
@@ -68,6 +68,11 @@ _LOOK_EVERY_S = 1.0
 """How often to look for what came in for a run while attempts of it are under way."""
 _RESULTS = frozenset({*TERMINAL, WAITING, UNKNOWN})
 _CANCELLED = "cancelled on request"
+
+
+def gives_back(workflow: Workflow) -> bool:
+    """Whether a run has places only while it is at work: then it doesn't hold its entry while it backs off."""
+    return workflow.control is not None and any(not slots.keeps for slots in workflow.control.slots)
 
 
 class CallRefused(ApplianceError):
@@ -291,7 +296,8 @@ class Driver:
         due = state.next_due()
         if state.status == RETRYING and due is not None:
             delay_s = due - self._clock()
-            if delay_s <= self._park_after_s and self._may_hold():
+            holds = not gives_back(drive.revision.workflow)
+            if delay_s <= self._park_after_s and holds and self._may_hold():
                 return Backoff(max(0.0, delay_s))
         return Parked()
 

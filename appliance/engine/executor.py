@@ -12,8 +12,20 @@ from typing import Any, Protocol
 
 from appliance import faultpoints
 from appliance.batching import Batcher
-from appliance.engine.changes import CANCEL, RETRY, Backoff, Drive, DriveEnd, Ended, Parked, correlation_rows
+from appliance.engine.changes import (
+    CANCEL,
+    PAUSE,
+    RETRY,
+    Backoff,
+    Drive,
+    DriveEnd,
+    Ended,
+    Parked,
+    correlation_rows,
+    give_back,
+)
 from appliance.engine.drive import Driver, Prepare
+from appliance.engine.entrance import Entrance
 from appliance.engine.following import Following
 from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
@@ -80,8 +92,10 @@ class Executor:
         leases: Leases,
         keys: Keys,
         on_timer: Callable[[float], None],
+        entrance: Entrance,
     ) -> None:
         self._definitions = definitions
+        self._entrance = entrance
         self._following = Following(definitions)
         self._runs = runs
         self._recorder = recorder
@@ -132,6 +146,9 @@ class Executor:
             letter = letter._replace(event_uid=event.uid)
             change.events = [_event_row(entry, event, DEAD)]
             change.outcomes = [OutcomeRow(event.uid, DEAD)]  # it may stand there from an earlier delivery
+            for rule in self._definitions.matcher.match(event.view()):
+                if rule.payload.workflow.control is not None:
+                    give_back(change, run_id_for(event.uid, rule.workflow), over=True)
         change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()
@@ -145,6 +162,7 @@ class Executor:
             letter, uid = letter._replace(id=kept.id, event_uid=kept.event_uid), kept.event_uid
         elif work.kind == WAKE and (run := await self._runs.load(work.run)) is not None:
             letter, uid = letter._replace(event_uid=run.event_uid, run_id=run.id, step=work.key), run.event_uid
+            give_back(change, run.id, over=True)
         change.letters = [letter]
         if uid is not None and work.reopens:
             change.outcomes = [OutcomeRow(uid, HANDLED)]
@@ -185,9 +203,33 @@ class Executor:
             return Settled(UNMATCHED)
         revisions = [rule.payload for rule in rules]
         drives = await self._drives(entry, event, view, revisions, prior)
-        verdict = await self._drive_all(entry, event, drives, prior, told=told)
+        if any(drive.revision.workflow.control is not None for drive in drives):
+            verdict = await self._pass_gates(entry, event, drives, prior, again=again)
+        else:
+            verdict = await self._drive_all(entry, event, drives, prior, told=told)
         await self._tell_newcomers(entry, event, view)
         return verdict
+
+    async def _pass_gates(
+        self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None, *, again: bool
+    ) -> Verdict:
+        """Drive what flow control lets go on; it records the rest, and the event with it."""
+        row = _event_row(entry, event, None) if prior is None else None
+        sole = len(drives) == 1 and prior is None
+
+        async def passes(drive: Drive) -> bool:
+            if drive.revision.workflow.control is None or (drive.version > 0 and not again):
+                return True  # it was let go on when it was begun
+            return await self._entrance.begin(entry, drive, row, self._held(entry), sole=sole)
+
+        passed = await asyncio.gather(*(passes(drive) for drive in drives))
+        go_on = [drive for drive, may in zip(drives, passed, strict=True) if may]
+        if sole and not go_on:
+            return Settled(HANDLED)
+        return await self._drive_all(entry, event, go_on, prior or Prior(None), told=True, fresh=prior is None)
+
+    def _held(self, entry: Entry) -> Callable[[], bool]:
+        return lambda: self._leases.holds(entry)
 
     async def _tell(self, entry: Entry, event: Event, digests: list[str], prior: Prior | None) -> tuple[Prior, bool]:
         """Tell the runs that wait for the event; whether there are any.
@@ -295,7 +337,9 @@ class Executor:
         )
 
     async def _drive(self, entry: Entry, drive: Drive, given: Input, prepare: Prepare) -> DriveEnd:
-        end = await self._driver.run(drive, given, prepare, _place(entry), lambda: self._leases.holds(entry))
+        end = await self._driver.run(drive, given, prepare, _place(entry), self._held(entry))
+        if drive.revision.workflow.control is not None and not isinstance(end, Backoff):
+            self._entrance.left(drive)
         if (drive.listens or (drive.more_signals and drive.took)) and not isinstance(end, Ended):
             await self._look_back(drive.run_id)
         return end
@@ -307,8 +351,16 @@ class Executor:
             self._on_timer(time.time())
 
     async def _drive_all(
-        self, entry: Entry, event: Event, drives: list[Drive], prior: Prior | None, *, told: bool = False
+        self,
+        entry: Entry,
+        event: Event,
+        drives: list[Drive],
+        prior: Prior | None,
+        *,
+        told: bool = False,
+        fresh: bool = False,
     ) -> Verdict:
+        """``told``: it concerns some run, beside these. ``fresh``: it is here for the first time although it stands."""
         sole = len(drives) == 1
 
         def prepare(change: Change, drive: Drive, end: DriveEnd | None) -> None:
@@ -321,7 +373,7 @@ class Executor:
 
         async def run(drive: Drive) -> DriveEnd:
             given = _first_input(drive)
-            if drive.version and (waking := await self._wakings.submit(drive.run_id)) is not None:
+            if drive.version and not drive.begins and (waking := await self._wakings.submit(drive.run_id)) is not None:
                 given = Resumed(waking.signals)  # of an answer and a deadline the one that came first counts
                 drive.more_signals = len(waking.signals) >= MOST_SIGNALS
             return await self._drive(entry, drive, given, prepare)
@@ -330,7 +382,7 @@ class Executor:
         delays = [end.delay_s for end in ends if isinstance(end, Backoff)]
         if delays:
             return Later(min(delays))
-        if prior is None and sole:
+        if sole and (prior is None or fresh):
             return Settled(DEAD if _is_dead(ends[0]) else HANDLED)
         if not sole:
             change = self._change(entry)
@@ -361,10 +413,23 @@ class Executor:
                 return Settled(INTERNAL)
             self._patient[run.id] = entry
             return Later(_patience_s(entry))  # somebody else has it in hand
-        drive = await self._stored_drive(run, event, event.view(), entry.name)
-        if drive.revision.workflow.machine is not None and (run.asked == RETRY or not run.state.steps):
-            drive.listens = True  # a person made it listen, just now
+        drive = await self._woken_drive(run, event, entry)
+        if drive is None:
+            return await self._settled_work(entry, work, run, event.uid)
         return await self._wake(entry, work, drive, waking.signals)
+
+    async def _woken_drive(self, run: StoredRun, event: Event, entry: Entry) -> Drive | None:
+        """A run that goes on because ``entry`` woke it; None if flow control lets it wait."""
+        drive = await self._stored_drive(run, event, event.view(), entry.name)
+        workflow = drive.revision.workflow
+        if workflow.machine is not None and (run.asked == RETRY or not run.state.steps):
+            drive.listens = True  # a person made it listen, just now
+        if workflow.control is not None:
+            goes_on = run.holder == entry.name or run.asked in (CANCEL, PAUSE)
+            if not (goes_on or await self._entrance.go_on(drive, self._held(entry))):
+                return None
+            await self._entrance.events(drive)
+        return drive
 
     def _is_spare(self, entry: Entry, run_id: str) -> bool:
         """Whether another wake for the same run waits here until it is free: that will see all that came in.
@@ -488,7 +553,7 @@ def _first_input(drive: Drive) -> Input:
     """What a run that its event's entry moves on is told first."""
     if drive.revision.workflow.machine is not None and drive.version == 0 and drive.machine_key is None:
         return Cancelled("correlate gives no business key for the event")
-    return Started() if drive.version == 0 else Resumed()
+    return Started() if drive.version == 0 or drive.begins else Resumed()
 
 
 def _given(drive: Drive, signals: tuple[Signal, ...]) -> Input:

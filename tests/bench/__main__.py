@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from tests.bench import durable, ingest, latency, memory, sources, throughput
+from tests.bench import durable, ingest, latency, memory, shaping, sources, throughput
 from tests.bench.stand import Servers, servers
 
 EVENTS = 20_000
@@ -121,6 +121,23 @@ async def polling(stand: Servers) -> None:
     )
 
 
+async def shaping_floods(stand: Servers) -> None:
+    """Flow control: events a second, and what it adds to the cost of each."""
+    number = 10_000
+    pairs = [
+        ((await shaping.shaped(stand, number, {})).per_second, (await shaping.beside(stand, number)).per_second)
+        for _ in range(ROUNDS)
+    ]
+    plain = statistics.median(p for p, _ in pairs)
+    ratio = statistics.median(b / p for p, b in pairs)
+    row("no flow control", f"{plain:,.0f}/s")
+    row("the same beside workflows that have all of it", f"{plain * ratio:,.0f}/s", f"{ratio:.2f}", "about 1")
+    for name, control in shaping.PARTS.items():
+        found = await shaping.shaped(stand, number, control)
+        added = (1 / found.per_second - 1 / plain) * 1e6
+        row(name, f"{found.per_second:,.0f}/s", f"{added:+,.0f} us", f"{found.runs:,} runs")
+
+
 PARTS = {
     "consuming": consuming,
     "ingest": taking_in,
@@ -128,6 +145,7 @@ PARTS = {
     "memory": growing,
     "durable": lasting,
     "sources": polling,
+    "shaping": shaping_floods,
 }
 
 

@@ -115,6 +115,19 @@ UPDATE signals SET taken = 'ignored', taken_at = now()
 FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)
 WHERE signals.run_id = u.run_id::uuid AND signals.taken IS NULL
 
+-- name: parked_places
+-- Flow control: places of runs that are not at work for a while.
+DELETE FROM places USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
+WHERE places.run_id = u.run_id::uuid AND NOT places.keeps
+
+-- name: ended_places
+WITH ended AS MATERIALIZED (
+    SELECT run_id::uuid FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)
+), left_queue AS (
+    DELETE FROM queue USING ended WHERE queue.run_id = ended.run_id
+)
+DELETE FROM places USING ended WHERE places.run_id = ended.run_id
+
 -- name: asked
 -- What people ask of runs that go on.
 SELECT id::text, asked FROM runs WHERE id = ANY(%b::text[]::uuid[]) AND asked IS NOT NULL

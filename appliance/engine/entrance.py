@@ -1,0 +1,108 @@
+"""Where runs of workflows with flow control pass: what the executor asks the gatekeeper, and hears from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from appliance.engine.changes import BEGUN_BY_OTHERS, Drive, run_row
+from appliance.engine.gatekeeper import Request
+from appliance.engine.gates import Arrival, Decision, Go, position_of
+from appliance.identifiers import milliseconds_of
+from appliance.store.rows import EventRow
+from appliance.stream.entry import Entry
+from appliance.workflows.flow_control import LANE, FlowControl, Key
+
+log = logging.getLogger(__name__)
+
+
+class Gatekeeper(Protocol):
+    """What this needs of the gatekeeper."""
+
+    async def arrive(self, request: Request) -> Decision:
+        """What becomes of a run; durable."""
+        ...
+
+    async def events(self, run_id: str) -> list[dict[str, Any]]:
+        """The events of a batch run, as criteria see them."""
+        ...
+
+    async def freed(self, workflow_id: int, lane: str) -> None:
+        """A run of this lane has given places back."""
+        ...
+
+
+class Entrance:
+    """One per process."""
+
+    def __init__(self, gatekeeper: Gatekeeper) -> None:
+        self._gatekeeper = gatekeeper
+        self._letting_in: set[asyncio.Future[None]] = set()
+        """Nobody waits for these: what they don't get done, a sweep does."""
+
+    async def begin(
+        self, entry: Entry, drive: Drive, event: EventRow | None, valid: Callable[[], bool], *, sole: bool
+    ) -> bool:
+        """Whether a run goes on for its event; if not, it is recorded what became of it.
+
+        ``event``: its row, if that doesn't stand yet. ``sole``: where the run doesn't go on, the event is handled.
+        """
+        arrival = _arrival(drive, position_of(entry.id.decode()), woken=False)
+        row = run_row(drive, time.time(), drive.holder) if drive.version == 0 else None
+        decision = await self._gatekeeper.arrive(Request(arrival, row, event, sole, valid))
+        if not isinstance(decision, Go):
+            return False
+        if drive.version == 0:
+            drive.version, drive.begins = 1, True
+        return True
+
+    async def go_on(self, drive: Drive, valid: Callable[[], bool]) -> bool:
+        """Whether a run that was parked goes on; if not, it stays parked, or is over."""
+        arrival = _arrival(drive, _came_at(drive), woken=True)
+        return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
+
+    async def events(self, drive: Drive) -> None:
+        """Let a batch see its events."""
+        control = drive.revision.workflow.control
+        if control is not None and control.batch is not None:
+            drive.facts = drive.facts._replace(events=await self._gatekeeper.events(drive.run_id))
+
+    def left(self, drive: Drive) -> None:
+        """A run was parked or is over: others may have its places."""
+        control = drive.revision.workflow.control
+        if control is not None and control.slots:
+            letting_in = asyncio.ensure_future(
+                self._gatekeeper.freed(drive.revision.workflow_id, _keys(drive)[LANE].digest)
+            )
+            self._letting_in.add(letting_in)
+            letting_in.add_done_callback(self._let_in)
+
+    def _let_in(self, done: asyncio.Future[None]) -> None:
+        self._letting_in.discard(done)
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.warning("those who wait are let in by the next sweep: %s", error)
+
+
+def _arrival(drive: Drive, position: int, *, woken: bool) -> Arrival:
+    revision = drive.revision
+    keys = _keys(drive)
+    control = revision.workflow.control
+    return Arrival(
+        drive.run_id, drive.event.uid, revision.workflow_id, control, keys, position, drive.priority, woken=woken
+    )
+
+
+def _keys(drive: Drive) -> dict[str, Key]:
+    names = {"event": drive.facts.view, "input": drive.facts.input}
+    control: FlowControl = drive.revision.workflow.control
+    return control.keys(drive.revision.workflow_id, names)
+
+
+def _came_at(drive: Drive) -> int:
+    """Where a parked run stands among others: by its event, or when it was begun by somebody else."""
+    if drive.origin in BEGUN_BY_OTHERS:
+        return position_of(f"{int(drive.started_at * 1000)}-0")
+    return position_of(f"{milliseconds_of(drive.event.uid)}-0")
