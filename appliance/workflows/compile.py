@@ -96,7 +96,7 @@ class _Compilation:
         self.problems += graph.problems + values.problems
         # Where names and jumps are wrong, what is said about the whole would be noise.
         if named:
-            self.problems += visibility.check(graph, values.uses)
+            self.problems += visibility.check(graph, values.uses, is_batch=model.batch is not None)
         if not graph.problems:
             starts = [first, *([threads[self._on_error].first] if self._on_error is not None else [])]
             keys = [node.key for node in graph.nodes]

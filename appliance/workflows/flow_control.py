@@ -14,7 +14,8 @@ import orjson
 
 from appliance.errors import Problem
 from appliance.identifiers import key_uuid
-from appliance.templating import Template, TemplateError
+from appliance.settings import format_duration
+from appliance.templating import Template, TemplateError, has_expression
 from appliance.workflows.models import LimitModel, WorkflowModel
 from appliance.workflows.values import Values
 
@@ -120,17 +121,24 @@ class FlowControl:
 
 def key_of(workflow_id: int, part: str, template: Template | None, names: Mapping[str, Any]) -> Key:
     """The key of a run or event in one part of flow control. ``names`` are ``event`` (its view) and ``input``."""
-    text = _NO_VALUE
     if template is None:
-        text = ""
-    else:
-        try:
-            value = template.render(names)
-        except TemplateError:
-            value = None
-        if value not in (None, ""):
-            text = value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
-    return Key(key_uuid("flow", str(workflow_id), part, text), text[:_MAX_KEY_SHOWN])
+        return Key(key_uuid("flow", str(workflow_id), part, ""), "")
+    text = _text_of(template, names)
+    if text is None:  # one part less: whatever a text says, it is told from this
+        return Key(key_uuid("flow", str(workflow_id), part), _NO_VALUE)
+    shown = text[:_MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+    return Key(key_uuid("flow", str(workflow_id), part, text), shown)
+
+
+def _text_of(template: Template, names: Mapping[str, Any]) -> str | None:
+    """A key's value as a text: of numbers, lists and objects their JSON. None: there is none, or nothing to be had."""
+    try:
+        value = template.render(names)
+        if isinstance(value, str):
+            return value or None
+        return None if value is None else orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+    except (TemplateError, TypeError):  # TypeError: a number beyond 64 bits
+        return None
 
 
 def compiled(model: WorkflowModel, values: Values) -> FlowControl | None:
@@ -141,7 +149,7 @@ def compiled(model: WorkflowModel, values: Values) -> FlowControl | None:
     values.problems += _misplaced(model, said)
 
     def key(part: str, text: str | None) -> Template | None:
-        return None if text is None else values.template(text, f"{part}.key", None, ("event", "input"))
+        return _key(values, text, f"{part}.key")
 
     rate_limit, throttle, debounce, batch, singleton = None, None, None, None, None
     if (rate := model.rate_limit) is not None:
@@ -180,15 +188,24 @@ def _slots(model: WorkflowModel, values: Values, singleton: Singleton | None) ->
     for index, limit in enumerate(given if isinstance(given, list) else [given] if given is not None else []):
         at = f"concurrency[{index}]" if listed else "concurrency"
         if isinstance(limit, LimitModel):
-            key = None if limit.key is None else values.template(limit.key, f"{at}.key", None, ("event", "input"))
-            yield Slots(f"concurrency.{index}", limit.limit, key)
+            yield Slots(f"concurrency.{index}", limit.limit, _key(values, limit.key, f"{at}.key"))
         else:
             yield Slots(f"concurrency.{index}", limit)
     if model.ordering_key is not None:
-        key = values.template(model.ordering_key, "ordering_key", None, ("event", "input"))
-        yield Slots("ordering", 1, key, keeps=True)
+        yield Slots("ordering", 1, _key(values, model.ordering_key, "ordering_key", one_for_all=True), keeps=True)
     if singleton is not None:
         yield Slots("singleton", 1, singleton.key, keeps=True)
+
+
+def _key(values: Values, text: str | None, at: str, *, one_for_all: bool = False) -> Template | None:
+    """A key as a template. Without an expression it is the same for all events: with ``one_for_all`` a word may be."""
+    if text is None:
+        return None
+    if not has_expression(text) and not (one_for_all and text.isalnum()):
+        values.problems.append(
+            Problem("no expression: the same for all events", at, expected='an expression: "{{ event.data.tenant }}"')
+        )
+    return values.template(text, at, None, ("event", "input"))
 
 
 def _misplaced(model: WorkflowModel, said: list[str]) -> Iterator[Problem]:
@@ -202,4 +219,5 @@ def _misplaced(model: WorkflowModel, said: list[str]) -> Iterator[Problem]:
             yield Problem(f"{first} and {second} can't be used together: {why}", second, expected=expected)
     debounce = model.debounce
     if debounce is not None and debounce.timeout is not None and debounce.timeout < debounce.period:
-        yield Problem("timeout is shorter than period", "debounce.timeout", expected="at least period")
+        expected = f"at least {format_duration(debounce.period)}, the period"
+        yield Problem("timeout is shorter than period", "debounce.timeout", expected=expected)

@@ -497,10 +497,30 @@ class SingletonModel(Model):
     key: _Key | None = Field(None, description=_KEY)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _concurrency_kind(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return "<number>"
-    return _kind_of(value)
+    return "<number>" if _is_number(value) else _kind_of(value)
+
+
+def _one_limit(value: Any) -> Any:
+    if not (_is_number(value) or isinstance(value, dict)):
+        raise ValueError("expected a whole number, or {key, limit}")
+    return value
+
+
+def _limits(value: Any) -> Any:
+    if not (value is None or _is_number(value) or isinstance(value, dict | list)):
+        raise ValueError("expected a whole number, {key, limit}, or a list of two of these")
+    return value
+
+
+def _mode(value: Any) -> Any:
+    if not (value is None or isinstance(value, str | dict)):
+        raise ValueError("expected skip, replace, or {mode, key}")
+    return value
 
 
 _Limits = Annotated[_Limit, Tag("<number>")] | Annotated[LimitModel, Tag("<object>")]
@@ -538,18 +558,19 @@ class WorkflowModel(Model):
     revisions: Literal["pin", "follow"] = Field(
         "pin", description="follow: a parked run goes on in the newest revision that has the steps at which it stands."
     )
-    concurrency: (
+    concurrency: Annotated[
         Annotated[
             _Limits
             | Annotated[
-                list[Annotated[_Limits, Discriminator(_concurrency_kind)]],
+                list[Annotated[_Limits, Discriminator(_concurrency_kind), BeforeValidator(_one_limit)]],
                 Field(min_length=1, max_length=2),
                 Tag("<list>"),
             ],
             Discriminator(_concurrency_kind),
         ]
-        | None
-    ) = Field(None, description="How many runs may be at work at once: a number, {key, limit}, or two of these.")
+        | None,
+        BeforeValidator(_limits),
+    ] = Field(None, description="How many runs may be at work at once: a number, {key, limit}, or two of these.")
     ordering_key: _Key | None = Field(
         None, description="A template of the event: events with the same value are worked on one after the other."
     )
@@ -557,13 +578,14 @@ class WorkflowModel(Model):
     throttle: ThrottleModel | None = Field(None, description="How fast runs begin; others wait.")
     debounce: DebounceModel | None = Field(None, description="One run for the last of several events.")
     batch: BatchModel | None = Field(None, description="One run for several events.")
-    singleton: (
+    singleton: Annotated[
         Annotated[
             Annotated[Literal["skip", "replace"], Tag("<text>")] | Annotated[SingletonModel, Tag("<object>")],
             Discriminator(_kind_of),
         ]
-        | None
-    ) = Field(None, description="One run at a time: skip, replace, or {mode, key}.")
+        | None,
+        BeforeValidator(_mode),
+    ] = Field(None, description="One run at a time: skip, replace, or {mode, key}.")
     editor: dict[str, Any] | None = Field(
         None, description="What a visual editor keeps beside the steps (a React Flow graph); it has no effect."
     )

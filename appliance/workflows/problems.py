@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from appliance.errors import Problem
+from appliance.settings import format_duration
 from appliance.workflows.models import Model
 
 _PHRASES: Mapping[str, str] = {
@@ -44,6 +47,7 @@ _PHRASES: Mapping[str, str] = {
 }
 
 
+_TIMEDELTA = re.compile(r"(days|seconds|microseconds)=(-?\d+)")
 _STEP = "it in the step itself, beside its kind"
 _HOMES: Mapping[str, str] = dict.fromkeys(
     ("deadline", "forever", "if", "next", "on_error", "retry", "timeout", "effects", "compensate"), _STEP
@@ -55,9 +59,17 @@ def phrase(detail: Mapping[str, Any]) -> str:
     """One finding (an item of ``ValidationError.errors()``, with its context) without the name of what is wrong."""
     known = _PHRASES.get(detail["type"])
     if known is not None:
-        return known.format_map(detail.get("ctx", {}))
+        return known.format_map({name: _bound(value) for name, value in detail.get("ctx", {}).items()})
     message: str = detail["msg"].removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+def _bound(value: Any) -> Any:
+    """A bound as we write it: pydantic gives a duration as the text of its ``repr``."""
+    text = str(value)
+    if not text.startswith("datetime.timedelta("):
+        return value
+    return format_duration(timedelta(**{unit: int(number) for unit, number in _TIMEDELTA.findall(text)}))
 
 
 def details_of(error: ValidationError) -> list[ErrorDetails]:

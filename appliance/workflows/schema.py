@@ -26,8 +26,9 @@ def json_schema(actions: Mapping[str, Action]) -> dict[str, Any]:
             _show_defaults(definitions[model.__name__], model)
     for part in _parts(schema):
         if part.get("format") == "duration":
-            del part["format"]
             part["type"] = ["string", "number"]
+            for word in ("format", "ge", "le"):  # JSON Schema has no bounds of durations as they are written
+                part.pop(word, None)
     for name, action in sorted(actions.items()):
         own = action.params.model_json_schema(by_alias=True, ref_template=f"#/$defs/{name}.{{model}}")
         for inner, value in own.pop("$defs", {}).items():

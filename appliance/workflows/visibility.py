@@ -9,8 +9,8 @@ from appliance.workflows.graph import Chain, Graph, Node, hint
 from appliance.workflows.values import Use
 
 
-def check(graph: Graph, uses: Iterable[Use]) -> Iterator[Problem]:
-    """Every name in ``uses`` that can't exist where it stands."""
+def check(graph: Graph, uses: Iterable[Use], *, is_batch: bool = False) -> Iterator[Problem]:
+    """Every name in ``uses`` that can't exist where it stands. ``is_batch``: there are ``events``."""
     for use in uses:
         for name in use.steps:
             found = graph.by_id.get(name)
@@ -20,6 +20,8 @@ def check(graph: Graph, uses: Iterable[Use]) -> Iterator[Problem]:
             elif (wrong := _wrong(graph, use.node, found)) is not None:
                 yield Problem(f"names {name!r}, which {wrong[0]}", use.key, expected=wrong[1])
         yield from _check_roots(graph, use)
+        if "events" in use.roots and not is_batch:
+            yield Problem("there is no events here", use.key, expected="event; events only with batch")
 
 
 def _wrong(graph: Graph, node: Node | None, found: Node) -> tuple[str, str] | None:

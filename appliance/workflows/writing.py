@@ -21,7 +21,9 @@ _LONGEST_KEY = 100
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
 """Categories of characters that are shown as their escapes: controls, marks of direction, line breaks, the unknown."""
 _ORDER = (
-    "name", "id", "title", "description", "enabled", "priority", "order", "trigger", "inputs", "correlate", "initial",
+    "name", "id", "title", "description", "enabled", "priority", "order", "revisions", "trigger", "inputs",
+    "ordering_key", "rate_limit", "throttle", "debounce", "batch", "singleton", "mode", "key", "limit", "size",
+    "period", "burst", "correlate", "initial",
     "event", "schedule", "match", "when", "path", "op", "value", "for", "after", "until", "if", "action", "with",
     "delay", "choose", "parallel", "for_each", "wait", "human_task", "workflow", "transform", "end", "enter", "on",
     "items", "as", "branches", "join", "concurrency", "states", "steps", "do", "timeout", "retry", "effects",

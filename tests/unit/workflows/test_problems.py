@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
+from appliance.settings import Duration
 from appliance.workflows.problems import phrase
 
 
@@ -23,6 +25,8 @@ class Outer(BaseModel, extra="forbid"):
     ratio: float = Field(1, gt=0, lt=9)
     count: int = Field(1, ge=1, le=9)
     word: Literal["a", "b"] = "a"
+    pause: Annotated[Duration, Field(ge=timedelta(milliseconds=500), le=timedelta(days=1, minutes=1))] = timedelta(1)
+    gap: Annotated[Duration, Field(gt=timedelta(0))] = timedelta(1)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +53,9 @@ class Outer(BaseModel, extra="forbid"):
         ({"count": 10}, "expected at most 9"),
         ({"word": "c"}, "expected 'a' or 'b'"),
         ({"other": 1}, "is not known here"),
+        ({"pause": "1ms"}, "expected at least 500ms"),
+        ({"pause": "2d"}, "expected at most 1441m"),
+        ({"gap": 0}, "expected more than 0s"),
     ],
 )
 def test_words(values: dict[str, Any], words: str) -> None:
