@@ -116,6 +116,8 @@ async def _ask(act: Intervention, runs: Sequence[Standing]) -> None:
 
 
 _LEFT = (
+    "leave_queue",
+    "delete_places",
     "cancel_steps",
     "delete_timers",
     "delete_waits",

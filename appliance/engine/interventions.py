@@ -75,6 +75,11 @@ class Standing(NamedTuple):
         """Whether nobody holds it: no attempt is under way, and nobody writes it but who wakes it first."""
         return self.state.get("by") == TIMER
 
+    @property
+    def controlled(self) -> bool:
+        """Whether flow control has had a say in when it goes on; without any step it waits to begin."""
+        return "flow" in self.details
+
 
 class Intervention:
     """One transaction of one person. What is in ``detail`` at its end goes into the audit log."""
@@ -127,7 +132,9 @@ class Intervention:
         """Give a paused run the status that its steps say, and let it go on; returns the status."""
         blocks = run.state.get("blocks", {})
         found = {status for key, status in await self.rows("active_steps", run.id) if key not in blocks}
-        status = RUNNING if RUNNING in found or not found else RETRYING if RETRYING in found else WAITING
+        held = not found and run.controlled and not await self.rows("any_step", run.id)
+        running = RUNNING in found or not (found or held)
+        status = RUNNING if running else RETRYING if RETRYING in found else WAITING
         await self.write(run, status, {**run.state, "by": TIMER}, asked)
         await self.wake(run)
         return status

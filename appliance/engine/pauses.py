@@ -23,7 +23,8 @@ class Pauses:
     async def pause_run(self, run_id: str, actor: str) -> dict[str, Any]:
         """Stop a run where it stands: ``{"status": "paused"}``, or ``pausing`` while an attempt is under way.
 
-        What comes in for it meanwhile is kept, and its timers that fall due do nothing.
+        What comes in for it meanwhile is kept, and its timers that fall due do nothing. One that waits in a queue lets
+        the others pass, and comes back to its position when it is resumed.
         """
         async with intervention(self._pool, actor, "run.pause", run_id) as act:
             run = await act.lock(run_id)
@@ -38,6 +39,8 @@ class Pauses:
             await act.ask([run.id], PAUSE)
             return "pausing"
         await act.write(run, PAUSED, run.state, _kept(run))
+        for statement in ("leave_queue", "park_places"):
+            await act.do(statement, [run.id])
         return PAUSED
 
     async def resume_run(self, run_id: str, actor: str) -> dict[str, Any]:

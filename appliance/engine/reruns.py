@@ -59,6 +59,7 @@ class Reruns:
             if not run.over:
                 raise Conflict(f"run {run_id} is {described(run)}; only a run that is over can be run again")
             new = await self._add(act, run, revision, start)
+            await act.do("copy_batch", new, run_id)
             if why := await claim(act, new, revision, event.view(), milliseconds_of(new)):
                 raise Conflict(why)
             if first is not None:

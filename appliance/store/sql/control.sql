@@ -61,6 +61,17 @@ WHERE run_id = ANY(%s::uuid[]) AND status IN ('running', 'retrying', 'waiting')
 -- Not one that took its event out of the ledger's 'dead': its entry finds the run cancelled, and closes the event.
 DELETE FROM timers WHERE run_id = ANY(%s::uuid[]) AND NOT reopens
 
+-- name: leave_queue
+-- Flow control: before their places are looked at, so that who lets a run in at this moment has committed.
+DELETE FROM queue WHERE run_id = ANY(%s::uuid[])
+
+-- name: delete_places
+DELETE FROM places WHERE run_id = ANY(%s::uuid[])
+
+-- name: park_places
+-- Those of runs that are not at work for a while.
+DELETE FROM places WHERE run_id = ANY(%s::uuid[]) AND NOT keeps
+
 -- name: delete_waits
 DELETE FROM waits WHERE run_id = ANY(%s::uuid[])
 
@@ -85,6 +96,9 @@ WHERE run_id = ANY(%s::uuid[]) AND status IN ('succeeded', 'running', 'unknown')
 SELECT key, status::text FROM steps
 WHERE run_id = %s::uuid AND status IN ('running', 'retrying', 'waiting', 'unknown')
 
+-- name: any_step
+SELECT 1 FROM steps WHERE run_id = %s::uuid LIMIT 1
+
 -- name: step
 SELECT status::text, attempt, extract(epoch FROM started_at)::float8 FROM steps WHERE run_id = %s::uuid AND key = %s
 
@@ -98,6 +112,11 @@ SELECT 1 FROM steps WHERE run_id = %s::uuid AND key ~ '^[^[#]*[.]compensate($|[[
 INSERT INTO steps (run_id, key, seq, status, attempt, started_at, finished_at, due_at, output, error)
 SELECT %s::uuid, key, seq, status, attempt, started_at, finished_at, due_at, output, error
 FROM steps WHERE run_id = %s::uuid AND key = ANY(%s::text[])
+
+-- name: copy_batch
+-- The events that a batch has: who runs it again sees them all.
+INSERT INTO batched (run_id, event_uid, position)
+SELECT %s::uuid, event_uid, position FROM batched WHERE run_id = %s::uuid
 
 -- name: add_runs
 -- Parked, without any step: the timers that are stored with them start them.
