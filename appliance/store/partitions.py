@@ -29,6 +29,7 @@ KEYS = {
     "attempts": "run_id",
     "signals": "run_id",
     "tasks": "id",
+    "batched": "run_id",
 }
 """The partitioned tables and what each is partitioned by, children last (they are dropped in reverse order)."""
 
@@ -38,6 +39,9 @@ _DEPENDANTS: Mapping[str, LiteralString] = {
     "deliveries": "run_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = run_id)",
     "children": "parent_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = parent_id)",
     "dead_letters": "id < %(bound)s AND status <> 'open'",
+    "places": "run_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = run_id)",
+    "queue": "run_id < %(bound)s AND NOT EXISTS (SELECT FROM runs WHERE runs.id = run_id)",
+    "meters": "expires_at < %(limit)s",
 }
 """What goes with the history although it is not partitioned, and when. Open dead letters wait for a decision."""
 
@@ -193,11 +197,14 @@ async def _delete(
 
 
 async def _has_unfinished(conn: psycopg.AsyncConnection[Any], low: str, high: str) -> bool:
-    """Whether a run of this time is unfinished, or one that was begun later for an event of this time."""
+    """Whether a run of this time is unfinished, or one of another time that is for an event of this time."""
     question = sql.SQL(
         "SELECT EXISTS (SELECT FROM runs WHERE id >= %(low)s AND id < %(high)s"
         " AND status = ANY(%(open)s::run_status[]))"
         " OR EXISTS (SELECT FROM runs WHERE origin IS NOT NULL AND event_uid >= %(low)s AND event_uid < %(high)s"
+        " AND status = ANY(%(open)s::run_status[]))"
+        " OR EXISTS (SELECT FROM runs JOIN batched ON batched.run_id = runs.id WHERE runs.id < %(high)s"
+        " AND batched.event_uid >= %(low)s AND batched.event_uid < %(high)s"
         " AND status = ANY(%(open)s::run_status[]))"
     )
     return await _is_true(conn, question, {"low": low, "high": high, "open": list(_UNFINISHED)})

@@ -51,6 +51,7 @@ async def add_history(conn: Connection, at: datetime, status: str = "succeeded")
         "VALUES (%s, %s, 'a', 1, 't', '{}', %s)",
         (run, run, at),
     )
+    await conn.execute("INSERT INTO batched VALUES (%s, %s, 1)", (run, uid))
     await conn.execute("INSERT INTO children VALUES (%s, 'a', %s)", (run, run))
     await conn.execute("INSERT INTO deliveries VALUES (%s, 'a', 'email', 'x', 'sent', 1, NULL, NULL, %s)", (run, at))
     return run
@@ -145,6 +146,34 @@ async def test_keeps_the_event_of_a_run_that_was_begun_later(conn: Connection) -
     assert await counts(conn, "events") == [0]
 
 
+async def test_keeps_the_events_of_a_batch_that_is_not_over(conn: Connection) -> None:
+    for weeks in (0, 1):
+        await ensure(conn, WEEK, MONDAY - timedelta(weeks=weeks), ahead=0)
+    batch = await add_history(conn, MONDAY - WEEK, "waiting")
+    member = uuid7(int(MONDAY.timestamp() * 1000))
+    await add_history(conn, MONDAY)
+    await conn.execute("INSERT INTO batched VALUES (%s, %s, 2)", (batch, member))
+    await drop_expired(conn, timedelta(0), NOW + 2 * WEEK)
+    assert await counts(conn, "events", "batched") == [2, 3]
+    await conn.execute("UPDATE runs SET status = 'succeeded'")
+    await drop_expired(conn, timedelta(0), NOW + 2 * WEEK)
+    assert await counts(conn, "events", "batched") == [0, 0]
+
+
+async def test_flow_control_keeps_no_row_of_a_run_that_is_gone(conn: Connection) -> None:
+    await ensure(conn, WEEK, MONDAY, ahead=0)
+    gone, kept = await add_history(conn, MONDAY), await add_history(conn, NOW + 2 * WEEK)
+    for run, at in ((gone, MONDAY), (kept, NOW + 2 * WEEK)):
+        key = uuid7()
+        await conn.execute("INSERT INTO places VALUES (%s, %s, true)", (key, run))
+        await conn.execute("INSERT INTO queue VALUES (%s, 1, %s, 1, 'normal', '{}', '{}', '{}', '{}')", (run, key))
+        await conn.execute("INSERT INTO meters VALUES (%s, 1, 'batch', 'k', %s, 1, %s, NULL, %s)", (key, at, run, at))
+    await drop_expired(conn, timedelta(days=3), NOW + 2 * WEEK)
+    for table in ("places", "queue", "meters"):
+        found = await (await conn.execute(f"SELECT run_id::text FROM {table}")).fetchall()  # noqa: S608
+        assert found == [(kept,)], table
+
+
 async def test_deletes_what_is_old_outside_the_partitions(conn: Connection) -> None:
     old, young = NOW - timedelta(days=40), NOW - timedelta(days=20)
     await add_history(conn, old)  # no partition: the default one
@@ -161,7 +190,7 @@ async def test_deletes_what_is_old_outside_the_partitions(conn: Connection) -> N
                 (letter, status, at),
             )
     await drop_expired(conn, timedelta(days=30), NOW)
-    assert await counts(conn, *KEYS, "deliveries", "children", "event_keys", "duplicates") == [1] * 11
+    assert await counts(conn, *KEYS, "deliveries", "children", "event_keys", "duplicates") == [1] * 12
     assert await counts(conn, "dead_letters") == [3]
 
 
