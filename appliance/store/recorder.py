@@ -124,7 +124,7 @@ class Recorder:
 
     async def _transact(self, batch: list[Change]) -> None:
         connection = await self._connected()
-        alarm = asyncio.get_running_loop().call_later(self._timeout_s, _hang_up, connection)
+        alarm = asyncio.get_running_loop().call_later(self._timeout_s, hang_up, connection)
         try:
             await self._send(connection, batch)
         except BaseException:
@@ -249,7 +249,7 @@ def _count(batch: list[Change], answers: list[BaseException | None]) -> None:
         METRICS.runs_finished.labels(status).inc(number)
 
 
-def _hang_up(connection: Connection) -> None:
+def hang_up(connection: Connection) -> None:
     """Shut the socket, so that whoever waits for a reply sees the end of the connection.
 
     Cancelling the wait instead would have psycopg ask the same black hole, for ten seconds, to cancel the query.
