@@ -12,6 +12,8 @@ from appliance.cli.listing import emit_page, paged, spanned
 from appliance.cli.tables import emit, fields, table
 
 ORIGINS = ("event", "manual", "schedule", "subflow", "replay", "rerun")
+_PAGE = 200
+"""Runs that one request to move runs may name."""
 STATUSES = ("running", "waiting", "retrying", "paused", "succeeded", "failed", "cancelled")
 
 
@@ -122,6 +124,58 @@ def settle(
     if error is not None:
         body["error"] = error
     _act(client, run_id, f"steps/{quoted(step)}/settle", as_json, body)
+
+
+@runs.command("migrate")
+@click.argument("workflow")
+@click.option("--to", type=click.IntRange(1), metavar="N", help="The revision to move to. [the one in force]")
+@click.option("--from", "source", type=click.IntRange(1), metavar="N", help="Only runs that are on this revision.")
+@click.option("--run", "ids", multiple=True, metavar="ID", help="Only this run; may be given several times.")
+@click.option("--dry-run", is_flag=True, help="Only say what would become of each run.")
+@json_option
+@connected
+def migrate(
+    client: Client,
+    workflow: str,
+    to: int | None,
+    source: int | None,
+    ids: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Move parked and paused runs of a workflow to another revision, as far as they can go on there."""
+    given = {"to": to, "from": source, "dry_run": dry_run or None}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    unique = list(dict.fromkeys(ids))
+    parts = [{"runs": unique[at : at + _PAGE]} for at in range(0, len(unique), _PAGE)] or [{}]
+    answer = _migrated(client, f"{API}/workflows/{quoted(workflow)}/migrate", wanted, parts)
+    emit(answer, _described_move(answer, dry_run), as_json=as_json)
+
+
+def _migrated(client: Client, path: str, wanted: dict[str, Any], parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """All pages of a migration, counted; runs that stay are grouped by why."""
+    total: dict[str, Any] = {"to": None, "moved": 0, "busy": 0}
+    stayed: dict[tuple[Any, ...], dict[str, Any]] = {}
+    while parts:
+        page = client.post(path, wanted | parts.pop(0))
+        wanted["to"] = total["to"] = page["to"]  # the one that was in force at the beginning
+        total["moved"] += len(page["moved"])
+        total["busy"] += len(page["busy"])
+        for run in page["stayed"]:
+            alike = {"revision": run["revision"], "runs": 0, "example": run["id"], "reasons": run["reasons"]}
+            stayed.setdefault((run["revision"], *run["reasons"]), alike)["runs"] += 1
+        if page["next_cursor"] is not None:
+            parts.append({"cursor": page["next_cursor"]})
+    return {**total, "stayed": list(stayed.values())}
+
+
+def _described_move(answer: dict[str, Any], dry_run: bool) -> str:
+    moved = "would move" if dry_run else "moved"
+    known = fields((("to revision", answer["to"]), (moved, answer["moved"]), ("busy", answer["busy"])))
+    if not answer["stayed"]:
+        return known
+    rows = [{**each, "why they stay": "; ".join(each["reasons"])} for each in answer["stayed"]]
+    return known + "\n\n" + table(rows, ["revision", "runs", "example", "why they stay"])
 
 
 def _act(client: Client, run_id: str, verb: str, as_json: bool, body: dict[str, Any] | None = None) -> None:

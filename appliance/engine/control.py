@@ -11,6 +11,7 @@ from collections.abc import Callable
 from appliance.engine.cancellations import Announcer, Cancellations
 from appliance.engine.inbox import Inbox
 from appliance.engine.interventions import Definitions
+from appliance.engine.moves import Moves
 from appliance.engine.pauses import Pauses
 from appliance.engine.redrives import Redrives
 from appliance.engine.replays import Replays
@@ -36,6 +37,7 @@ class Control:
         self.cancel_run = cancellations.cancel_run
         self.pause_run = pauses.pause_run
         self.resume_run = pauses.resume_run
+        self.migrate = Moves(pool, definitions).migrate
         self.retry_run = redrives.retry_run
         self.rerun = Reruns(pool, runs, definitions, on_timer).rerun
         self.replay = Replays(pool, runs, definitions, on_timer).replay

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from appliance.engine.state import FAILED, RUNNING, SUCCEEDED, TERMINAL, UNKNOWN, WAITING, RunState, StepState
+from appliance.engine.state import FAILED, RUNNING, SUCCEEDED, TERMINAL, UNKNOWN, WAITING, RunState, StepState, step_of
 from appliance.workflows.revision import Step, Workflow
 
 _BEGUN = frozenset({SUCCEEDED, RUNNING, WAITING, UNKNOWN})
@@ -120,10 +120,10 @@ def _to_undo(old: Workflow, new: Workflow, state: RunState) -> Iterator[str]:
 
 def _to_retry(old: Workflow, new: Workflow, state: RunState) -> Iterator[str]:
     """A run that is about to end as failed may be tried again: at the step that failed, and in the blocks around it."""
-    if state.at is None or state.at not in state.steps:
+    if state.at is None:
         return
-    visits = state.steps.values() if state.blocks else (state.steps[state.at],)
-    for step_id in dict.fromkeys(visit.step for visit in visits):
+    needed = [visit.step for visit in state.steps.values()] if state.blocks else [step_of(state.at)]
+    for step_id in dict.fromkeys(needed):
         step, found = _step(old, step_id), _step(new, step_id)
         if step is None:
             continue

@@ -27,6 +27,7 @@ from appliance.http.ingest import Ingest
 from appliance.http.interventions import Interventions
 from appliance.http.machines import MachineApi
 from appliance.http.meters import NO_ROUTE, RouteMeter
+from appliance.http.moves import MoveApi
 from appliance.http.openapi import document_of
 from appliance.http.operations import Handler, Operation
 from appliance.http.pages import index_page
@@ -121,6 +122,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *ScheduleApi(services).operations(),
         *SourceApi(services).operations(),
         *Interventions(services).operations(),
+        *MoveApi(services).operations(),
         *Starts(services, admission).operations(),
         *MachineApi(services).operations(),
         *TaskApi(services).operations(),

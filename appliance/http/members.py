@@ -11,6 +11,8 @@ from appliance.http.body import decode_json, header, media_type, read_body
 from appliance.http.problems import HttpProblem, attribute_problem
 from appliance.settings import HttpSettings
 
+_MAX_NUMBER = 2**31 - 1
+
 
 class Members:
     """A body: a JSON object with known members, or nothing at all, which is an empty one."""
@@ -60,6 +62,13 @@ class Members:
         value = self._values.get(name, False)
         if not isinstance(value, bool):
             raise attribute_problem(name, f"expected true or false, got {value!r:.80}.")
+        return value
+
+    def number(self, name: str) -> int | None:
+        """A whole number of at least 1; None if it was left out, or null."""
+        value = self._values.get(name)
+        if value is not None and (type(value) is not int or not 1 <= value <= _MAX_NUMBER):
+            raise attribute_problem(name, f"expected a whole number from 1 to {_MAX_NUMBER}, got {value!r:.80}.")
         return value
 
     def texts(self, name: str, most: int) -> list[str]:

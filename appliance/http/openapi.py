@@ -237,6 +237,22 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
     "EventAnswer": _object(id=_TEXT, uid=_TEXT, status=_one_of("accepted", "duplicate")),
     "Cancellation": _object(force=_FLAG),
     "Rerun": _object(**{"from": _TEXT, "revision": _one_of("same", "current")}),
+    "Migration": _object(
+        **{
+            "to": _NUMBER,
+            "from": _NUMBER,
+            "runs": {**_list_of(_TEXT), "maxItems": 200},
+            "cursor": _TEXT,
+            "dry_run": _FLAG,
+        }
+    ),
+    "MigrationAnswer": _object(
+        to=_NUMBER,
+        moved=_list_of(_TEXT),
+        stayed=_list_of(_object(id=_TEXT, revision={"type": ["integer", "null"]}, reasons=_list_of(_TEXT))),
+        busy=_list_of(_TEXT),
+        next_cursor=_MAYBE,
+    ),
     "Settlement": {
         **_object(**{"as": _one_of("succeeded", "failed", "retry"), "output": _ANY, "error": _TEXT}),
         "required": ["as"],
@@ -319,6 +335,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         warnings=_list_of(_TEXT),
         missing=_list_of(_TEXT),
         touches=_list_of(_TOUCHED),
+        more=_FLAG,
     ),
     "Rollback": _object(revision=_NUMBER),
     "Revision": _object(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from appliance.editor import Change, Outcome, Plan
+    from appliance.engine.impact import Touches
+    from appliance.engine.moves import Wanted
     from appliance.events import Event
     from appliance.links import Links
     from appliance.preconditions import Precondition
@@ -83,7 +85,7 @@ class Definers(Protocol):
 class Impacts(Protocol):
     """Which parked runs a new definition of a workflow touches."""
 
-    async def of(self, name: str, new: Workflow | None) -> Sequence[Any]: ...
+    async def of(self, name: str, new: Workflow | None) -> Touches: ...
 
 
 class Controls(Protocol):
@@ -101,6 +103,7 @@ class Controls(Protocol):
     async def settle_step(
         self, run_id: str, key: str, verdict: str, actor: str, *, output: Any = None, error: str | None = None
     ) -> Any: ...
+    async def migrate(self, name: str, actor: str, wanted: Wanted, *, dry_run: bool = False) -> Any: ...
     async def redrive(self, letter_id: str, actor: str) -> Any: ...
     async def discard(self, letter_id: str, actor: str) -> Any: ...
 

@@ -10,6 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter
 
 from appliance.editor import Draft, Outcome, Plan
+from appliance.engine.impact import Touched, Touches
+from appliance.engine.moves import Wanted
 from appliance.errors import Conflict, DefinitionError, NotFound
 from appliance.events import Event
 from appliance.http.services import Health, Services
@@ -140,25 +142,15 @@ class FakeEditor:
         self.calls.append(call)
 
 
-@dataclass(frozen=True)
-class FakeTouched:
-    revision: int = 1
-    status: str = "waiting"
-    at: tuple[str, ...] = ("ask",)
-    runs: int = 3
-    example: str = "r"
-    gaps: tuple[str, ...] = ("there is no step ask",)
-
-
 @dataclass
 class FakeImpact:
     """``asked`` holds the names and definitions that it was asked about."""
 
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
-    async def of(self, name: str, new: Any) -> list[FakeTouched]:
+    async def of(self, name: str, new: Any) -> Touches:
         self.asked.append((name, new))
-        return [FakeTouched()]
+        return Touches([Touched(1, "waiting", ("ask",), 3, "r", ("there is no step ask",))])
 
 
 @dataclass
@@ -260,6 +252,10 @@ class FakeControl:
     ) -> Any:
         self._act("settle", run_id, key, verdict, actor, output=output, error=error)
         return {"step": key, "status": "accepted"}
+
+    async def migrate(self, name: str, actor: str, wanted: Wanted, *, dry_run: bool = False) -> Any:
+        self._act("migrate", name, actor, wanted=wanted, dry_run=dry_run)
+        return {"to": 2, "moved": ["r"], "stayed": [], "busy": [], "next_cursor": None}
 
     async def redrive(self, letter_id: str, actor: str) -> Any:
         self._act("redrive", letter_id, actor)
