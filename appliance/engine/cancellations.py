@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from appliance.engine.changes import CANCEL
-from appliance.engine.interventions import Intervention, Standing, described, intervention, undisturbed
+from appliance.engine.interventions import Intervention, OnFreed, Standing, described, intervention, undisturbed
 from appliance.engine.lifecycle import Ending
 from appliance.engine.state import CANCELLED, PAUSED, step_of
 from appliance.errors import Conflict
@@ -36,9 +36,12 @@ class Announcer(Protocol):
 class Cancellations:
     """One operation. Raises NotFound, Conflict and StoreUnavailable."""
 
-    def __init__(self, pool: Pool, on_timer: Callable[[float], None], announcer: Announcer | None = None) -> None:
+    def __init__(
+        self, pool: Pool, on_timer: Callable[[float], None], on_freed: OnFreed, announcer: Announcer | None = None
+    ) -> None:
         self._pool = pool
         self._on_timer = on_timer
+        self._on_freed = on_freed
         self._announcer = announcer
 
     async def cancel_run(self, run_id: str, actor: str, *, force: bool = False) -> dict[str, Any]:
@@ -61,7 +64,10 @@ class Cancellations:
             if not force and await self._leave_to_run(act, run):
                 return 0
             act.detail |= {"force": True} if force else {}
-            return await self._end_tree(act, run, f"cancelled by {actor}")
+            ended = await self._end_tree(act, run, f"cancelled by {actor}")
+        for freed in act.freed:
+            self._on_freed(*freed)
+        return ended
 
     async def _leave_to_run(self, act: Intervention, run: Standing) -> bool:
         """Whether the run ends by itself: it is about to be cancelled, or is asked to because it has what to undo."""
@@ -94,6 +100,8 @@ class Cancellations:
         """These runs are over, and nothing waits for them or is asked in their name any more."""
         ids = [run.id for run in runs]
         await act.do("end_runs", why, ids)
+        await act.do("leave_queue", ids)
+        await act.give_back(runs, over=True)
         for statement in _LEFT:
             await act.do(statement, ids)
         if self._announcer is not None and self._announcer.concerns(CANCELLED):
@@ -116,8 +124,6 @@ async def _ask(act: Intervention, runs: Sequence[Standing]) -> None:
 
 
 _LEFT = (
-    "leave_queue",
-    "delete_places",
     "cancel_steps",
     "delete_timers",
     "delete_waits",

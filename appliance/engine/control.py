@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from appliance.engine.cancellations import Announcer, Cancellations
 from appliance.engine.inbox import Inbox
-from appliance.engine.interventions import Definitions
+from appliance.engine.interventions import Definitions, OnFreed
 from appliance.engine.moves import Moves
 from appliance.engine.pauses import Pauses
 from appliance.engine.redrives import Redrives
@@ -30,8 +30,10 @@ class Control:
         definitions: Definitions,
         on_timer: Callable[[float], None],
         announcer: Announcer | None = None,
+        on_freed: OnFreed = lambda _workflow_id, _digest: None,
     ) -> None:
-        cancellations, pauses = Cancellations(pool, on_timer, announcer), Pauses(pool, on_timer)
+        cancellations = Cancellations(pool, on_timer, on_freed, announcer)
+        pauses = Pauses(pool, on_timer, on_freed)
         redrives = Redrives(pool, runs, definitions, on_timer)
         inbox = Inbox(pool, on_timer)
         self.cancel_run = cancellations.cancel_run

@@ -28,6 +28,9 @@ _DEADLOCK = "40P01"
 
 T = TypeVar("T")
 
+OnFreed = Callable[[int, str], None]
+"""Told of places that are free now: the workflow's id, and the digest of the key."""
+
 
 class Definitions(Protocol):
     """What interventions need of the catalog."""
@@ -87,6 +90,8 @@ class Intervention:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.detail: dict[str, Any] = {}
+        self.freed: set[tuple[int, str]] = set()
+        """(workflow, key's digest) of the places that it took from runs: others may have them after the commit."""
 
     async def rows(self, name: str, *values: Any) -> list[tuple[Any, ...]]:
         """What a statement of ``control.sql`` finds."""
@@ -113,6 +118,12 @@ class Intervention:
         kept = dumps(state).decode()
         if await self.do("set_run", status, kept, asked, run.id, run.version) != 1:
             raise Conflict(f"run {run.id} has moved on just now; look again")
+
+    async def give_back(self, runs: Sequence[Standing], *, over: bool) -> None:
+        """Take from runs the places that flow control gave them: all, or those for while they are at work."""
+        of = {run.id: run.workflow_id for run in runs}
+        found = await self.rows("delete_places" if over else "park_places", list(of))
+        self.freed |= {(of[run_id], digest) for run_id, digest in found}
 
     async def ask(self, run_ids: Sequence[str], what: str | None) -> None:
         """Leave a request for whoever holds each run or takes it up next, and wake them."""

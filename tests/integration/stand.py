@@ -95,7 +95,11 @@ class Stand:
         self.url = url
         self.pool = pool
         self.catalog = Catalog()
-        self.control = Control(pool, Runs(pool), self.catalog, lambda _: None)
+        self.freed: list[tuple[int, str]] = []
+        """What it was told of places that others may have."""
+        self.control = Control(
+            pool, Runs(pool), self.catalog, lambda _: None, on_freed=lambda *freed: self.freed.append(freed)
+        )
         self.recorder = Recorder(lambda: open_connection(url, StoreSettings()), batch=100, timeout_s=10)
 
     async def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

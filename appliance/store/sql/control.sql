@@ -2,12 +2,24 @@
 
 -- name: take_due_timers
 -- SKIP LOCKED: replicas share the work without a leader. Deleted in the transaction that puts them into a stream.
-WITH due AS (
-    SELECT id FROM timers WHERE due_at <= to_timestamp(%s) ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
+-- Times are the process's, but signals are due at once, by the clock of the database that wrote them.
+WITH given AS MATERIALIZED (SELECT to_timestamp(%s) AS now), due AS (
+    SELECT id FROM timers
+    WHERE due_at <= greatest((SELECT now FROM given), now())
+      AND (due_at <= (SELECT now FROM given) OR key = '+signal')
+    ORDER BY due_at LIMIT %s FOR UPDATE SKIP LOCKED
 )
 DELETE FROM timers WHERE timers.id = ANY(ARRAY(SELECT id FROM due))
 RETURNING timers.priority, extract(epoch FROM timers.due_at)::float8, timers.run_id::text, timers.key,
           timers.letter::text, timers.reopens
+
+-- name: places
+-- Where the events of runs and dead letters stood, in a stream.
+SELECT e.stream, e.entry_id
+FROM unnest(%b::text[]) AS u (id)
+LEFT JOIN runs r ON r.id = u.id::uuid LEFT JOIN dead_letters d ON d.id = u.id::uuid
+JOIN events e ON e.uid = coalesce(r.event_uid, d.event_uid)
+WHERE e.stream IS NOT NULL AND e.entry_id IS NOT NULL
 
 -- name: next_timer
 SELECT extract(epoch FROM min(due_at))::float8 FROM timers
@@ -66,11 +78,11 @@ DELETE FROM timers WHERE run_id = ANY(%s::uuid[]) AND NOT reopens
 DELETE FROM queue WHERE run_id = ANY(%s::uuid[])
 
 -- name: delete_places
-DELETE FROM places WHERE run_id = ANY(%s::uuid[])
+DELETE FROM places WHERE run_id = ANY(%s::uuid[]) RETURNING run_id::text, digest::text
 
 -- name: park_places
--- Those of runs that are not at work for a while.
-DELETE FROM places WHERE run_id = ANY(%s::uuid[]) AND NOT keeps
+-- Of runs that are not at work for a while.
+DELETE FROM places WHERE run_id = ANY(%s::uuid[]) AND NOT keeps RETURNING run_id::text, digest::text
 
 -- name: delete_waits
 DELETE FROM waits WHERE run_id = ANY(%s::uuid[])
