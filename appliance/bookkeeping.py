@@ -3,6 +3,9 @@
 When Redis loses its data, its counters begin again at zero. What they said is saved every second while they change, so
 the entries that were accepted and not yet settled when it happened show up as a difference, instead of vanishing.
 What happened after they were saved for the last time is taken from the history, as far as it stands there.
+
+Counters are read and saved under a lock of the database, so what is saved is never older than what stands there, and a
+life that was closed stays as it is: what was accepted in it and what was not can be told for good.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Bookkeeper:
         accounts = await self._ledger.accounts()
         with contextlib.suppress(StoreUnavailable):
             async with checked_out(self._pool) as connection:
-                self._closed = await _former(connection)
+                self._closed = await _former(connection, accounts)
         total = sum(accounts, self._closed)
         return {
             **total.as_dict(),
@@ -68,27 +71,33 @@ class Bookkeeper:
             METRICS.backlog.labels(priority).set(account.in_flight)
             age_s = time.time() - account.oldest_ms / 1000 if account.oldest_ms is not None else 0.0
             METRICS.lag.labels(priority).set(max(0.0, age_s))
-        known = [(account, priority) for priority, account in zip(PRIORITIES, accounts, strict=True) if account.epoch]
-        if known == self._saved:
+        if _known(accounts) == self._saved:
             return
         async with checked_out(self._pool) as connection:
+            await connection.execute(SQL["alone"])
+            accounts = await self._ledger.accounts()
+            known = _known(accounts)
             await connection.execute(SQL["save"], _columns(known))
-            cursor = await connection.execute(SQL["close"], [[account.epoch for account, _ in known]])
+            cursor = await connection.execute(SQL["close"], [[a.epoch for a, _ in known], [p for _, p in known]])
             if cursor.rowcount:
                 await connection.execute(SQL["complete"])
-            self._closed = await _former(connection)
+            self._closed = await _former(connection, accounts)
         self._saved = known
 
     async def complete(self) -> None:
         """Save, and add to lives that ended lately what the history has learnt of them since."""
         await self.save()
         async with checked_out(self._pool) as connection:
-            await connection.execute(SQL["close"], [[account.epoch for account, _ in self._saved]])
             await connection.execute(SQL["complete"])
 
     async def signs(self) -> object:
         """What changes when entries vanish: the names of the streams' lives, and what is not accounted for."""
         return [(account.epoch, account.difference) for account in await self._ledger.accounts()]
+
+
+def _known(accounts: Sequence[Account]) -> list[tuple[Account, str]]:
+    """With their priorities, and without those of streams that are lost at this moment."""
+    return [(account, priority) for account, priority in zip(accounts, PRIORITIES, strict=True) if account.epoch]
 
 
 def _columns(known: Sequence[tuple[Account, str]]) -> list[Any]:
@@ -102,6 +111,8 @@ def _columns(known: Sequence[tuple[Account, str]]) -> list[Any]:
     ]
 
 
-async def _former(connection: Connection) -> Account:
-    rows: list[Any] = await (await connection.execute(SQL["closed"])).fetchall()
+async def _former(connection: Connection, accounts: Sequence[Account]) -> Account:
+    """All lives but the present ones."""
+    present = [account.epoch for account in accounts]
+    rows: list[Any] = await (await connection.execute(SQL["former"], [present])).fetchall()
     return Account(*rows[0])

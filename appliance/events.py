@@ -45,6 +45,8 @@ FIELD_START = b"start"
 FIELD_WORK = b"work"
 FIELD_AGAIN = b"again"
 """In an entry that was put in again, because the first one was lost: its event may be recorded already."""
+FIELD_COUNTED = b"counted"
+"""In one whose event the ledger counts as accepted by an earlier entry."""
 
 # Attribute names that criteria and templates see at the root, so an extension can't take them.
 CORE = frozenset({"id", "source", "type", "subject", "time", "data"})

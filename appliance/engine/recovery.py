@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 from appliance.errors import StoreUnavailable, StreamUnavailable
-from appliance.events import FIELD_AGAIN, PRIORITIES, dumps
+from appliance.events import FIELD_AGAIN, FIELD_COUNTED, PRIORITIES, dumps
 from appliance.observe.metrics import METRICS
-from appliance.store.recovery import STATUSES, Cursor, Life, Lost, Placed, RecoveryStore, Suspect
+from appliance.store.recovery import STATUSES, Cursor, Life, Lost, Placed, RecoveryStore, Settling, Suspect
 from appliance.stream.presence import Presence
 from appliance.stream.producer import Producer, Send
 
@@ -191,9 +191,11 @@ class Recovery:
         counting = list(works.counting)
         async with self._store.transaction() as connection:
             lost = await self._store.lost_events(connection, gone, grace_s, counting, counting)
+            await self._presence.fence(_places(lost))
             added = await self._put(lost, lives)
             if added:
-                await self._store.move_events(connection, added)
+                moved = [Settling(row.uid, row.priority, at, FIELD_COUNTED in row.fields) for row, at in added]
+                await self._store.move_events(connection, moved)
         return len(added)
 
     async def _sweep_outbox(self, report: Report, grace_s: float, lives: Sequence[Life], whole: bool) -> None:
@@ -203,15 +205,23 @@ class Recovery:
             page = await self._store.sent_rows(cursor, grace_s, _PAGE)
             gone = await self._gone(page)
             if gone:
-                async with self._store.transaction() as connection:
-                    lost = [row for row in await self._store.lost_rows(connection, gone) if _times(row) < _MOST_RESENT]
-                    added = await self._put(lost, lives)
-                    if added:
-                        rows = [(row, entry_id, _text(_again(row))) for row, entry_id in added]
-                        await self._store.move_rows(connection, rows)
-                report.resent += len(added)
+                report.resent += await self._resend(gone, lives)
             if len(page) < _PAGE or cursor.at > began or not (gone or whole):
                 return
+
+    async def _resend(self, gone: list[Placed], lives: Sequence[Life]) -> int:
+        async with self._store.transaction() as connection:
+            lost = [row for row in await self._store.lost_rows(connection, gone) if _times(row) < _MOST_RESENT]
+            if not lost:
+                return 0
+            fenced = await self._presence.fence(_places(lost))
+            # Somebody may have had one in hand, and recorded it meanwhile: does he settle it, or is he too late?
+            still = {row.uid for row in await self._store.lost_rows(connection, gone)}
+            lost = [row for row, late in zip(lost, fenced, strict=True) if late or row.uid in still]
+            added = await self._put(lost, lives)
+            if added:
+                await self._store.move_rows(connection, [(row, at, _text(row.fields)) for row, at in added])
+        return len(added)
 
     async def _gone(self, page: Sequence[Placed]) -> list[Placed]:
         missing = await self._presence.missing([(row.priority, row.entry_id) for row in page])
@@ -222,19 +232,16 @@ class Recovery:
         ]
 
     async def _put(self, lost: Sequence[Lost], lives: Sequence[Life]) -> list[tuple[Lost, str]]:
-        """Add entries again; each once for the entry that was lost."""
-        sends = [
-            Send(
-                row.priority,
-                _again(row),
-                f"{row.uid}:{row.entry_id}",
-                _REMEMBERED_MS,
-                counted=was_counted(row.priority, row.entry_id, lives),
-            )
-            for row in lost
-        ]
+        """Add entries again, each once for the entry that was lost; answers them with their new fields and ids."""
+        rows, sends = [], []
+        for row in lost:
+            known = FIELD_COUNTED in row.fields
+            counted, life = (True, "") if known else counting(row.priority, row.entry_id, lives)
+            rows.append(row._replace(fields=_again(row, counted=counted)))
+            marker = f"{row.uid}:{row.entry_id}"
+            sends.append(Send(row.priority, rows[-1].fields, marker, _REMEMBERED_MS, counted=counted, life=life))
         answers = await self._producer.put(sends) if sends else []
-        return [(row, answer) for row, answer in zip(lost, answers, strict=True) if isinstance(answer, str)]
+        return [(row, answer) for row, answer in zip(rows, answers, strict=True) if isinstance(answer, str)]
 
     async def _works(self) -> _Works:
         works = _Works()
@@ -251,15 +258,20 @@ class Recovery:
         return self._around.in_hand((place[0], place[1].encode()))
 
 
-def was_counted(priority: str, entry_id: str, lives: Sequence[Life]) -> bool:
-    """Whether the ledger counts this entry as accepted: not if its life ended before the counters were saved again."""
+def counting(priority: str, entry_id: str, lives: Sequence[Life]) -> tuple[bool, str]:
+    """Whether the ledger counts this entry as accepted, and in which life of its stream, if that still goes on.
+
+    A life that is over counts what had been added when its counters were saved for the last time.
+    """
     position = _position(entry_id)
     known = [life for life in lives if life.stream == priority]
     mine = [life for life in known if _position(life.first_id) <= position]
     if not mine:
-        return not known  # a life that ended before it was saved at all
+        return not known, ""  # a life that ended before it was saved at all
     life = max(mine, key=lambda life: _position(life.first_id))
-    return not life.closed or life.last_id is None or position <= _position(life.last_id)
+    if not life.closed:
+        return True, life.epoch
+    return life.last_id is None or position <= _position(life.last_id), ""
 
 
 def _position(entry_id: str) -> tuple[int, int]:
@@ -277,8 +289,13 @@ def _times(row: Lost) -> int:
     return int(row.fields.get(FIELD_AGAIN, b"0"))
 
 
-def _again(row: Lost) -> dict[bytes, bytes]:
-    return {**row.fields, FIELD_AGAIN: str(_times(row) + 1).encode()}
+def _again(row: Lost, *, counted: bool) -> dict[bytes, bytes]:
+    fields = {**row.fields, FIELD_AGAIN: str(_times(row) + 1).encode()}
+    return {**fields, FIELD_COUNTED: b"1"} if counted else fields
+
+
+def _places(rows: Sequence[Lost]) -> list[tuple[str, str]]:
+    return [(row.priority, row.entry_id) for row in rows]
 
 
 def _text(fields: dict[bytes, bytes]) -> str:

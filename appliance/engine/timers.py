@@ -17,7 +17,7 @@ from typing import Any
 from appliance import faultpoints
 from appliance.errors import StoreUnavailable, StreamUnavailable
 from appliance.observe.metrics import METRICS
-from appliance.store.pool import Pool, checked_out
+from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
 from appliance.stream.producer import Producer
 from appliance.stream.work import REDO, WAKE, Work
@@ -74,7 +74,9 @@ class Timers:
             for priority in {row[0] for row in rows}:
                 mine = [row for row in rows if row[0] == priority]
                 works = [_work(*row[2:]) for row in mine]
-                await self._producer.enqueue(priority, works, reopened=sum(work.reopens for work in works))
+                reopening = [work.run or work.letter for work in works if work.reopens]
+                places = await _places(connection, reopening) if reopening else []
+                await self._producer.enqueue(priority, works, reopened=len(reopening), places=places)
                 faultpoints.hit("after_fire")
         now = self._clock()
         for row in rows:
@@ -97,6 +99,11 @@ class Timers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, self._poll_s)):  # the clock may have been set back meanwhile
                     await self._kick.wait()
+
+
+async def _places(connection: Connection, names: list[str]) -> list[tuple[str, str]]:
+    """The (priority, entry id) of the events of these runs and letters: with that they were counted as dead."""
+    return list(await (await connection.execute(SQL["places"], [names])).fetchall())  # type: ignore[arg-type]
 
 
 def _work(run_id: str | None, key: str | None, letter: str | None, reopens: bool) -> Work:

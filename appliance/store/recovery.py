@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from appliance.events import Event, format_time, loads
+from appliance.events import FIELD_COUNTED, Event, format_time, loads
 from appliance.identifiers import milliseconds_of, range_start
 from appliance.store.columns import FloatColumn, TextColumn, register
 from appliance.store.outbox import Fields, unpacked
@@ -50,7 +50,7 @@ class Suspect(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """What is to be put into a stream again."""
+    """What is to be put into a stream again. FIELD_COUNTED stands in it if an entry before this one was accepted."""
 
     uid: str
     priority: str
@@ -65,6 +65,17 @@ class Life(NamedTuple):
     first_id: str
     last_id: str | None
     closed: bool
+    epoch: str = ""
+
+
+class Settling(NamedTuple):
+    """The entry with which an event's outcome is counted. ``name``: the event's uid, or the run's or letter's id that
+    was put back to work. ``counted``: the event was accepted by another entry."""
+
+    name: str
+    priority: str
+    entry_id: str
+    counted: bool = True
 
 
 class RecoveryStore:
@@ -109,12 +120,25 @@ class RecoveryStore:
             TextColumn(letters),
         ]
         rows: list[Any] = await (await connection.execute(SQL["lost_events"], values)).fetchall()
-        return [Lost(row[0], row[9], row[10], _event(row).to_entry()) for row in rows]
+        return [Lost(row[0], row[9], row[10], _entry(_event(row), counted=row[11])) for row in rows]
 
-    async def move_events(self, connection: Connection, moved: Sequence[tuple[Lost, str]]) -> None:
+    async def move_events(self, connection: Connection, moved: Sequence[Settling]) -> None:
         """These events have these entries now."""
-        values = [TextColumn(lost.uid for lost, _ in moved), TextColumn(entry_id for _, entry_id in moved)]
-        await connection.execute(SQL["move_events"], values)
+        columns: list[Any] = [TextColumn(column) for column in zip(*(row[:3] for row in moved), strict=True)]
+        await connection.execute(SQL["move_events"], [*columns, [row.counted for row in moved]])
+
+    async def settle_events(self, settled: Sequence[Settling]) -> list[None]:
+        """The outcomes of these events are about to be counted with these entries."""
+        async with self.transaction() as connection:
+            await self.move_events(connection, settled)
+        return [None] * len(settled)
+
+    async def settle_reopened(self, settled: Sequence[Settling]) -> list[None]:
+        """The same of the events of runs, or of dead letters, that were put back to work."""
+        columns = [TextColumn(column) for column in zip(*(row[:3] for row in settled), strict=True)]
+        async with self.transaction() as connection:
+            await connection.execute(SQL["move_reopened"], columns)
+        return [None] * len(settled)
 
     async def suspects(self, status: str, cursor: Cursor, grace_s: float, limit: int) -> tuple[int, list[Suspect]]:
         """How many runs the next page has, and those among them that may have been lost."""
@@ -174,6 +198,11 @@ class RecoveryStore:
 
 def _versions(runs: Sequence[Suspect]) -> list[Any]:
     return [TextColumn(run.id for run in runs), [run.version for run in runs]]
+
+
+def _entry(event: Event, *, counted: bool) -> Fields:
+    fields = event.to_entry()
+    return {**fields, FIELD_COUNTED: b"1"} if counted else fields
 
 
 def _event(row: Sequence[Any]) -> Event:

@@ -311,7 +311,7 @@ class Consumer:
     def _settler(self, priority: str) -> Callable[[list[tuple[bytes, str]]], Awaitable[list[bool | BaseException]]]:
         async def flush(batch: list[tuple[bytes, str]]) -> list[bool | BaseException]:
             faultpoints.hit("before_ack")
-            lost = await self._group.settle(priority, batch)
+            lost = await self._group.settle(priority, batch, held=True)
             faultpoints.hit("after_ack")
             settled = Counter(outcome.rpartition(">")[2] for entry_id, outcome in batch if entry_id not in lost)
             for outcome, number in settled.items():

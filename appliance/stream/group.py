@@ -55,6 +55,7 @@ class Group:
         self._renew = Script("renew")
         self._leave = Script("leave")
         self._suspect_until_ms = 0
+        self._new_until_ms = 0
 
     async def found(self) -> Foundation:
         """Make streams, groups and ledgers that are missing; what is in a stream then counts as delivered before."""
@@ -74,7 +75,10 @@ class Group:
         """From now on treat entries older than this moment as perhaps handled before (after a lost connection)."""
         seconds, _ = await self._commander.time()
         self._suspect_until_ms = seconds * 1000 + 1000
-        self._reader_id = await self._reader.client_id()
+        reader_id = await self._reader.client_id()
+        if reader_id != self._reader_id:
+            self._new_until_ms = seconds * 1000 + 1000 if self._reader_id is not None else 0
+        self._reader_id = reader_id
 
     async def read(self, counts: Mapping[str, int]) -> tuple[list[Entry], list[rx.ResponseError]]:
         """New entries without waiting, at most ``counts[priority]`` of each stream.
@@ -118,12 +122,16 @@ class Group:
         if self._reader_id is not None:
             await self._commander.client_unblock(self._reader_id)
 
-    async def settle(self, priority: str, outcomes: list[tuple[bytes, str]]) -> set[bytes]:
-        """Acknowledge and count; returns the ids that are not ours any more."""
-        args: list[Any] = [self.group, self.consumer]
+    async def settle(self, priority: str, outcomes: list[tuple[bytes, str]], *, held: bool = False) -> set[bytes]:
+        """Acknowledge and count; returns the ids that are not ours any more.
+
+        With ``held`` the caller is certain that nobody else has these entries: then those count as well that somebody
+        deleted meanwhile. Not those from before the connection was new: a failover may have lost them.
+        """
+        args: list[Any] = [self.group, self.consumer, self._new_until_ms if held else ""]
         for entry_id, outcome in outcomes:
             args += (entry_id, outcome)
-        keys = [self.keys.stream(priority), self.keys.ledger(priority)]
+        keys = [self.keys.stream(priority), self.keys.ledger(priority), self.keys.settled(priority)]
         return set(await self._settle.call(self._commander, keys, args))
 
     async def overdue(self, priority: str, lease_ms: int, limit: int) -> tuple[list[Claim], int]:

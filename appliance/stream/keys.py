@@ -3,6 +3,7 @@
 ======================================  ==========================================================================
 ``{namespace}:events:high|normal|low``  the streams
 ``{namespace}:ledger:high|normal|low``  hashes: the ledger's counters of each stream (see ``lua/settle.lua``)
+``{namespace}:settled:{priority}``      sets with a time to live: settled entries that another replica may have in hand
 ``{namespace}:key:{digest}``            texts with a time to live: what a sender's key stands for
 ``{namespace}:sent:{marker}``           texts with a time to live: the entry that was added under this name
 ======================================  ==========================================================================
@@ -28,6 +29,10 @@ class Keys:
     def ledger(self, priority: str) -> str:
         """The hash with the ledger's counters of a stream."""
         return f"{self.namespace}:ledger:{priority}"
+
+    def settled(self, priority: str) -> str:
+        """The ids of entries that were settled after they had changed hands (see ``lua/settle.lua``)."""
+        return f"{self.namespace}:settled:{priority}"
 
     def dedupe(self, key: str) -> str:
         """Where ingest remembers a sender's key."""

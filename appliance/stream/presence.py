@@ -27,6 +27,7 @@ class Presence:
         self._group = group
         self._consumer = consumer
         self._orphans = Script("orphans")
+        self._fence = Script("fence")
 
     async def missing(self, places: Sequence[tuple[str, str]]) -> list[bool]:
         """Of each (priority, entry id), whether there is no such entry."""
@@ -65,6 +66,18 @@ class Presence:
                 adopted += number
                 start = after.decode()
         return adopted
+
+    async def fence(self, places: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whoever has these (priority, entry id) in hand, although they were deleted, can't settle them any more.
+
+        Answers for each whether somebody still could have: not if it was settled before, or its life is over.
+        """
+        answers: list[bool] = []
+        for priority, entry_id in places:
+            keys = [self._keys.stream(priority), self._keys.ledger(priority), self._keys.settled(priority)]
+            with _translated():
+                answers.append(bool(await self._fence.call(self._client, keys, [self._group, entry_id])))
+        return answers
 
     async def server(self) -> str:
         """What names this life of the server: after a restart or a failover it is another."""

@@ -1,5 +1,7 @@
 """Events and internal work into the streams. Concurrent calls share a pipeline.
 
+A stream that isn't there was lost, or is new: it is found, which begins a life of its ledger, before anything is added.
+
 There are no retries here: when a reply is lost nobody knows whether the entry is there, so the caller is told 503 and
 its own retry is told apart by its key. Without a key the sender accepts that a retry may be a second event.
 """
@@ -7,7 +9,7 @@ its own retry is told apart by its key. Without a key the sender accepts that a 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +52,8 @@ class Send:
     """An entry that is to be in a stream once, although several may put it there, or one twice.
 
     For ``remembered_ms`` the ``marker`` tells that it was added. ``counted``: its event was counted as accepted
-    when it was added before; now only its outcome is.
+    when it was added before; now only its outcome is. With the name of a ``life`` of the stream that holds only while
+    this goes on; else the entry isn't added.
     """
 
     priority: str
@@ -58,13 +61,22 @@ class Send:
     marker: str
     remembered_ms: int = 120_000
     counted: bool = False
+    life: str = ""
 
 
 class Producer:
     """The way into the streams."""
 
-    def __init__(self, client: Redis, keys: Keys, settings: IngestSettings) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        keys: Keys,
+        settings: IngestSettings,
+        found: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        """``found`` makes the streams that are missing, with all that belongs to them; without it, empty ones."""
         self._client = client
+        self._found = found or self._make
         self._keys = keys
         self._settings = settings
         self._window_ms = int(settings.dedupe_window.total_seconds() * 1000)
@@ -91,35 +103,71 @@ class Producer:
         """Add an event that an action publishes. The backlog limit doesn't apply: refusing would only make retries."""
         await self._batcher.submit(_Addition(event, priority, event.to_entry()))
 
-    async def enqueue(self, priority: str, works: Sequence[Work], *, reopened: int = 0) -> None:
-        """Add internal work; ``reopened`` of it puts dead events back to work. Raises StreamUnavailable."""
-        keys = [self._keys.stream(priority), self._keys.ledger(priority)]
-        ordered = sorted(works, key=lambda work: not work.reopens)  # as enqueue.lua wants them
+    async def enqueue(
+        self, priority: str, works: Sequence[Work], *, reopened: int = 0, places: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Add internal work. Raises StreamUnavailable.
+
+        ``reopened`` of it puts dead events back to work; ``places`` are the (priority, entry id) of these events.
+        """
+        keys = [self._keys.stream(priority), *(self._keys.ledger(p) for p in (priority, *PRIORITIES))]
+        stood = [part for place, entry_id in places for part in (1 + PRIORITIES.index(place), entry_id)]
+        args = [reopened, len(places), *stood, *(work.encode() for work in works)]
         try:
-            await self._enqueue.call(self._client, keys, [reopened, *(work.encode() for work in ordered)])
+            if await self._run(self._enqueue, keys, args) is None:
+                raise _gone(priority)
         except (rx.RedisError, OSError) as error:
             raise unavailable(error) or error from None
 
     async def put(self, sends: Sequence[Send]) -> list[str | StreamUnavailable]:
         """Add entries, each once for its ``marker``; answers an entry id, or why it is not known to be there."""
-        pipeline = self._client.pipeline(transaction=False)
-        for send in sends:
-            pipeline.execute_command("EVALSHA", self._resend.sha, 3, *self._places(send), *_arguments(send))
+        commands = [
+            ("EVALSHA", self._resend.sha, 3, *self._places(send), *_arguments(send)) for send in sends
+        ]  # fmt: skip
         try:
-            replies = await pipeline.execute(raise_on_error=False)
-        except (rx.RedisError, OSError) as error:
+            replies = await self._added(commands)
+        except (rx.RedisError, OSError, StreamUnavailable) as error:
             return [unavailable(error) or StreamUnavailable(f"Redis: {error}")] * len(sends)
-        return [await self._added(send, reply) for send, reply in zip(sends, replies, strict=True)]
+        return [await self._answered(send, reply) for send, reply in zip(sends, replies, strict=True)]
 
-    async def _added(self, send: Send, reply: Any) -> str | StreamUnavailable:
+    async def _answered(self, send: Send, reply: Any) -> str | StreamUnavailable:
         try:
             if isinstance(reply, rx.NoScriptError):  # it did not run
-                reply = await self._resend.call(self._client, self._places(send), _arguments(send))
+                reply = await self._run(self._resend, self._places(send), _arguments(send))
             if isinstance(reply, BaseException):
                 raise reply
-        except (rx.RedisError, OSError) as error:
+        except (rx.RedisError, OSError, StreamUnavailable) as error:
             return unavailable(error) or StreamUnavailable(f"Redis: {error}")
-        return str(reply.decode())
+        return str(reply.decode()) if reply else _gone(send.priority)
+
+    async def _added(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The replies to commands that add an entry each; where there was no stream they are sent again. Not raised."""
+        replies = await self._pipelined(commands)
+        if missed := [n for n, reply in enumerate(replies) if reply is None]:
+            await self._found()
+            for n, reply in zip(missed, await self._pipelined([commands[n] for n in missed]), strict=True):
+                replies[n] = reply
+        return replies
+
+    async def _pipelined(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute(raise_on_error=False))
+
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """A script that adds; once more when there was no stream."""
+        reply = await script.call(self._client, keys, args)
+        if reply is None:
+            await self._found()
+            reply = await script.call(self._client, keys, args)
+        return reply
+
+    async def _make(self) -> None:
+        for stream in self._keys.streams.values():
+            if not await self._client.exists(stream):
+                await self._client.xgroup_create(stream, "new", mkstream=True)
+                await self._client.xgroup_destroy(stream, "new")
 
     def _places(self, send: Send) -> list[str]:
         return [
@@ -154,23 +202,21 @@ class Producer:
 
     async def _flush(self, batch: list[_Addition]) -> list[Accepted | BaseException]:
         faultpoints.hit("before_xadd")
-        pipeline = self._client.pipeline(transaction=False)
-        for addition in batch:
-            stream = self._keys.stream(addition.priority)
-            event = addition.event
-            if event.key is None:
-                pipeline.execute_command("XADD", stream, "*", *_flat(addition.fields))
-            else:
-                remembered = f"{event.uid} {event.id}"
-                keys = (stream, self._keys.dedupe(event.key))
-                args = (remembered, self._window_ms, *_flat(addition.fields))
-                pipeline.execute_command("EVALSHA", self._submit.sha, 2, *keys, *args)
         try:
-            replies = await pipeline.execute(raise_on_error=False)
+            replies = await self._added([self._command(addition) for addition in batch])
         except (rx.RedisError, OSError) as error:
             raise unavailable(error) or StreamUnavailable(f"Redis: {error}") from error
         faultpoints.hit("after_xadd")
         return [await self._answer(a, reply) for a, reply in zip(batch, replies, strict=True)]
+
+    def _command(self, addition: _Addition) -> tuple[Any, ...]:
+        stream = self._keys.stream(addition.priority)
+        event = addition.event
+        if event.key is None:
+            return ("XADD", stream, "NOMKSTREAM", "*", *_flat(addition.fields))
+        remembered = f"{event.uid} {event.id}"
+        keys = (stream, self._keys.dedupe(event.key))
+        return ("EVALSHA", self._submit.sha, 2, *keys, remembered, self._window_ms, *_flat(addition.fields))
 
     async def _answer(self, addition: _Addition, reply: Any) -> Accepted | BaseException:
         event = addition.event
@@ -178,11 +224,13 @@ class Producer:
             keys = [self._keys.stream(addition.priority), self._keys.dedupe(event.key or "")]
             args = [f"{event.uid} {event.id}", self._window_ms, *_flat(addition.fields)]
             try:
-                reply = await self._submit.call(self._client, keys, args)
-            except (rx.RedisError, OSError) as error:
+                reply = await self._run(self._submit, keys, args)
+            except (rx.RedisError, OSError, StreamUnavailable) as error:
                 reply = error
         if isinstance(reply, BaseException):
             return unavailable(reply) or StreamUnavailable(f"Redis: {reply}")
+        if reply is None:
+            return _gone(addition.priority)
         if isinstance(reply, list) and reply[0] == 0:
             uid, _, event_id = reply[1].decode().partition(" ")
             return Accepted(event_id=event_id, uid=uid, duplicate=True)
@@ -200,7 +248,12 @@ def checked(event: Event, priority: str, max_event_bytes: int) -> dict[bytes, by
 
 
 def _arguments(send: Send) -> list[Any]:
-    return [send.remembered_ms, int(send.counted), *_flat(send.fields)]
+    counted = send.life if send.counted and send.life else int(send.counted)
+    return [send.remembered_ms, counted, *_flat(send.fields)]
+
+
+def _gone(priority: str) -> StreamUnavailable:
+    return StreamUnavailable(f"Redis: the stream of priority {priority} was lost just now")
 
 
 def _flat(fields: dict[bytes, bytes]) -> list[bytes]:

@@ -1,8 +1,11 @@
 -- The ledger's counters as last seen in Redis, per life of a stream.
 
+-- name: alone
+-- Until the end of the transaction nobody else reads the counters in order to save them. Whoever is frozen meanwhile loses
+-- the connection, and with it the lock.
+SELECT set_config('idle_in_transaction_session_timeout', '10s', true), pg_advisory_xact_lock(7017289205043782010)
+
 -- name: save
--- A replica that was slow may have closed the present epoch, or opens a former one: who saves next puts it right. What
--- it read before somebody else did is not written.
 INSERT INTO ledger_epochs (epoch, accepted, handled, unmatched, duplicate, dead, in_flight, stream, first_id, last_id,
                            recent, seen_at)
 SELECT epoch, accepted, handled, unmatched, duplicate, dead, in_flight, stream, first_id, last_id, recent::json, now()
@@ -14,11 +17,11 @@ SET accepted = EXCLUDED.accepted, handled = EXCLUDED.handled, unmatched = EXCLUD
     duplicate = EXCLUDED.duplicate, dead = EXCLUDED.dead, in_flight = EXCLUDED.in_flight, stream = EXCLUDED.stream,
     first_id = EXCLUDED.first_id, last_id = EXCLUDED.last_id, recent = EXCLUDED.recent, closed = false,
     late_accepted = 0, late_settled = 0, seen_at = now()
-WHERE EXCLUDED.accepted >= ledger_epochs.accepted
 
 -- name: close
--- What was in flight when an epoch ended is not accounted for any more.
-UPDATE ledger_epochs SET closed = true, in_flight = 0, closed_at = now() WHERE NOT closed AND epoch <> ALL(%b::text[])
+-- The former lives of these streams. What was in flight when one ended is not accounted for any more.
+UPDATE ledger_epochs SET closed = true, in_flight = 0, closed_at = now()
+WHERE NOT closed AND epoch <> ALL(%b::text[]) AND (stream IS NULL OR stream = ANY(%b::text[]))
 
 -- name: complete
 -- What the history knows of lives that ended within the last hour, and the counters do not: entries that were added after
@@ -39,15 +42,20 @@ WITH lives AS (
            appliance_uuid_of_ms(coalesce(next[1]::bigint + 60000, 281474976710655)) AS high
     FROM lives
 ), recorded AS (
-    SELECT b.epoch, count(*) FILTER (WHERE e.at > b.last) AS added, count(*) FILTER (WHERE e.settled) AS settled
+    SELECT b.epoch, count(*) FILTER (WHERE e.at > b.last AND NOT e.counted) AS added, count(*) FILTER (WHERE e.settled) AS settled
     FROM bounds b, LATERAL (
-        SELECT string_to_array(entry_id, '-')::numeric[] AS at, outcome IS NOT NULL AS settled
-        FROM events WHERE uid >= b.low AND uid < b.high AND stream = b.stream AND entry_id IS NOT NULL
+        SELECT string_to_array(entry_id, '-')::numeric[] AS at, outcome IS NOT NULL AS settled, false AS counted
+        FROM events
+        WHERE uid >= b.low AND uid < b.high AND stream = b.stream AND entry_id IS NOT NULL AND counted IS NULL
         UNION ALL
-        SELECT string_to_array(entry_id, '-')::numeric[], true
+        SELECT string_to_array(entry_id, '-')::numeric[], outcome IS NOT NULL, counted
+        FROM events
+        WHERE counted IS NOT NULL AND stream = b.stream AND split_part(entry_id, '-', 1)::numeric >= b.kept * 60000
+        UNION ALL
+        SELECT string_to_array(entry_id, '-')::numeric[], true, false
         FROM duplicates WHERE uid >= b.low AND uid < b.high AND stream = b.stream
         UNION ALL
-        SELECT string_to_array(entry_id, '-')::numeric[], true
+        SELECT string_to_array(entry_id, '-')::numeric[], true, false
         FROM dead_letters
         WHERE id >= b.low AND id < b.high AND stream = b.stream AND kind = 'entry' AND event_uid IS NULL
     ) AS e
@@ -60,7 +68,8 @@ SET late_accepted = coalesce(recorded.added, 0),
 FROM bounds LEFT JOIN recorded USING (epoch)
 WHERE ledger_epochs.epoch = bounds.epoch
 
--- name: closed
+-- name: former
+-- All lives but some. Of one that ended just now, and was not closed yet, the late ones are missing for a moment.
 SELECT coalesce(sum(accepted + late_accepted), 0)::int8, coalesce(sum(handled + late_settled), 0)::int8,
        coalesce(sum(unmatched), 0)::int8, coalesce(sum(duplicate), 0)::int8, coalesce(sum(dead), 0)::int8
-FROM ledger_epochs WHERE closed
+FROM ledger_epochs WHERE epoch <> ALL(%b::text[])

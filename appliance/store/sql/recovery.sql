@@ -17,7 +17,8 @@ ORDER BY uid LIMIT %s
 -- Those whose entries are gone and on which nobody has worked lately, locked; not those that a redrive counts: its timer
 -- is there, or its work is in a stream (runs, letters).
 SELECT e.uid::text, e.id, e.source, e.type, e.subject, e.time, e.attributes::text, e.data::text, e.key::text, e.stream,
-       e.entry_id
+       e.entry_id,
+       coalesce(e.counted, false) OR EXISTS (SELECT FROM outbox o WHERE o.uid = e.uid AND o.entry ->> 'counted' IS NOT NULL)
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[]) AS u (uid, entry_id, low, high)
 JOIN events e ON e.uid = u.uid::uuid AND e.entry_id = u.entry_id
 WHERE e.outcome IS NULL
@@ -31,14 +32,25 @@ WHERE e.outcome IS NULL
 ORDER BY e.uid FOR UPDATE OF e SKIP LOCKED
 
 -- name: move_events
-UPDATE events SET entry_id = u.entry_id FROM unnest(%b::text[], %b::text[]) AS u (uid, entry_id)
+-- The outcomes of these events are counted with these entries; whether they were counted as accepted with another one.
+UPDATE events SET stream = u.stream, entry_id = u.entry_id, counted = u.counted
+FROM unnest(%b::text[], %b::text[], %b::text[], %b::bool[]) AS u (uid, stream, entry_id, counted)
 WHERE events.uid = u.uid::uuid
+
+-- name: move_reopened
+-- The same of dead events whose runs or dead letters were put back to work, by the entries that did it.
+UPDATE events SET stream = u.stream, entry_id = u.entry_id, counted = true
+FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (id, stream, entry_id)
+LEFT JOIN runs ON runs.id = u.id::uuid LEFT JOIN dead_letters ON dead_letters.id = u.id::uuid
+WHERE events.uid = coalesce(runs.event_uid, dead_letters.event_uid)
 
 -- name: suspects
 -- A page of the unfinished runs with one status, in the order in which they were changed: those that an entry holds, and
--- those that are parked, have something to do, and no timer. The first columns say where the next page begins.
+-- those that are parked, have something to do, and no timer; not those that wait for places. Without a step a run has
+-- still to begin: it is woken, and flow control says again what it waits for. The first columns say where the next page
+-- begins.
 WITH page AS MATERIALIZED (
-    SELECT id, version, updated_at, asked, state ->> 'by' AS holder, state -> 'place' IS NULL AND version = 1 AS unborn,
+    SELECT id, version, updated_at, asked, state ->> 'by' AS holder, state -> 'place' IS NULL AS unborn,
            to_timestamp((state -> 'place' ->> 'due_at')::float8) AS place_due
     FROM runs
     WHERE status = '{status}' AND (updated_at, id) > (%s::timestamptz, %s::uuid)
@@ -58,6 +70,7 @@ WITH page AS MATERIALIZED (
                NOT EXISTS (SELECT FROM steps s WHERE s.run_id = page.id) AS stepless
     ) AS what
     WHERE page.holder = 'timer' AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = page.id)
+      AND (page.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = page.id))
 ), found AS (
     SELECT id, version, holder, due_at FROM parked WHERE due_at IS NOT NULL
     UNION ALL
@@ -74,11 +87,12 @@ SELECT r.id, '', to_timestamp(u.due_at), r.priority
 FROM unnest(%b::text[], %b::int4[], %b::float8[]) AS u (id, version, due_at)
 JOIN runs r ON r.id = u.id::uuid AND r.version = u.version
 WHERE r.status IN ('running', 'waiting', 'retrying') AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = r.id)
+  AND (r.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = r.id))
 ON CONFLICT (run_id, key) DO NOTHING
 
 -- name: free_held
--- Runs whose entries are gone are parked, and woken at once. Not those whose entry was set aside, or is to be handled
--- again because a person said so.
+-- Runs whose entries are gone are parked, and woken at once; for that moment they keep their places. Not those whose
+-- entry was set aside, or is to be handled again because a person said so.
 WITH freed AS (
     UPDATE runs SET state = jsonb_set(state::jsonb, '{by}', '"timer"')::json, version = runs.version + 1,
                     updated_at = now()
@@ -119,4 +133,4 @@ FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (uid, entry_id, entry) WHER
 
 -- name: lives
 -- The lives of the streams: where each begins, and how far its counters go.
-SELECT stream, first_id, last_id, closed FROM ledger_epochs WHERE first_id IS NOT NULL
+SELECT stream, first_id, last_id, closed, epoch FROM ledger_epochs WHERE first_id IS NOT NULL
