@@ -14,9 +14,13 @@ from appliance.bookkeeping import Bookkeeper
 from appliance.catalog import Catalog
 from appliance.editor import Editor
 from appliance.engine.actions import ActionRunner
+from appliance.engine.attribution import Attributed
 from appliance.engine.control import Control
 from appliance.engine.drive import Driver
+from appliance.engine.entrance import Entrance
 from appliance.engine.executor import Executor
+from appliance.engine.gatekeeper import Gatekeeper
+from appliance.engine.impact import Impact
 from appliance.engine.inlets import Inlets
 from appliance.engine.intake import Intake
 from appliance.engine.lifecycle import Lifecycle
@@ -32,6 +36,7 @@ from appliance.registry import Registry
 from appliance.resources import Resources
 from appliance.settings import Settings
 from appliance.store.definitions import DefinitionStore
+from appliance.store.gates import Gates
 from appliance.store.history import History
 from appliance.store.outbox import Outbox
 from appliance.store.pool import Pool, open_connection
@@ -83,7 +88,7 @@ class Replica:
         self.consumer_name = consumer_name(stream.consumer)
         self.commander = stream_client.commander(redis_url, stream)
         self.reader = stream_client.reader(redis_url, stream)
-        self.producer = Producer(self.commander, self.keys, settings.ingest)
+        self.producer = Producer(self.commander, self.keys, settings.ingest, lambda: self.consumer.found())
         self.pool = pool
         self.outbox_table = Outbox(pool, lambda: open_connection(database_url, settings.store))
         self.outbox = OutboxLoop(self.outbox_table, self.producer, engine.timer_poll.total_seconds())
@@ -116,6 +121,7 @@ class Replica:
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
         self.control = Control(pool, self.runs, self.catalog, self.timers.expect, self.lifecycle)
+        self.impact = Impact(pool, self.catalog)
         self.actions = ActionRunner(
             registry,
             resources,
@@ -144,15 +150,31 @@ class Replica:
             announce=self.lifecycle,
             incoming=self.runs.incoming,
         )
+        self.gatekeeper = Gatekeeper(
+            Gates(
+                pool,
+                lambda: open_connection(database_url, settings.store),
+                timeout_s=settings.store.statement_timeout.total_seconds() + 5,
+            ),
+            self.catalog,
+            self.timers.expect,
+        )
         self.executor = Executor(
-            self.catalog, self.runs, self.recorder, self.driver, self.leases, self.keys, self.timers.expect
+            self.catalog,
+            self.runs,
+            self.recorder,
+            self.driver,
+            self.leases,
+            self.keys,
+            self.timers.expect,
+            Entrance(self.gatekeeper),
         )
         self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)
         self.consumer = Consumer(
             self.commander,
             self.group,
             self.leases,
-            self.executor,
+            Attributed(self.executor, RecoveryStore(pool)),
             (stream, engine),
             on_founded=on_founded,
             can_commit=lambda: self.recorder.healthy,

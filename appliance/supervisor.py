@@ -172,6 +172,7 @@ class Supervisor:
             producer=replica.intake,
             catalog=replica.catalog,
             editor=replica.editor,
+            impact=replica.impact,
             history=replica.history,
             control=replica.control,
             tasks=replica.tasks,
