@@ -359,11 +359,11 @@ class _Gate:
 
     def _take(self, needed: Sequence[Slots]) -> bool:
         """Take all of these places, or none; who waits in the same lane and comes before is let in before."""
-        floor, mine = self._floor, (self._rank(), self._run)
-        ahead = floor.waiting.get(self._lane, [])
+        mine = (self._rank(), self._run)
+        ahead = self._floor.waiting.get(self._lane, [])
         if needed and any(other < mine for other in ahead if other[1] != self._run):
             return False
-        if any(len(floor.places.get(self._key(slots.part).digest, ())) >= slots.limit for slots in needed):
+        if any(self._is_full(slots) for slots in needed):
             return False
         self._put_places(needed)
         _drop(ahead, self._run)
@@ -398,7 +398,17 @@ class _Gate:
             tuple(key.text for key in keys),
             tuple(slots.limit for slots in needed),
         )
-        return Wait(stage, None, needed[0].part, keys[0].text)
+        lacking = self._lacking(needed)
+        return Wait(stage, None, lacking.part, self._key(lacking.part).text)
+
+    def _lacking(self, needed: Sequence[Slots]) -> Slots:
+        """Which of these places a run is said to wait for: the first that are all taken, else those of its lane."""
+        full = (slots for slots in needed if self._is_full(slots))
+        of_lane = (slots for slots in needed if self._key(slots.part).digest == self._lane)
+        return next(full, next(of_lane, needed[0]))
+
+    def _is_full(self, slots: Slots) -> bool:
+        return len(self._floor.places.get(self._key(slots.part).digest, ())) >= slots.limit
 
     # --- what they share ---------------------------------------------------------------------------------------------
 

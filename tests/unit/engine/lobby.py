@@ -13,6 +13,7 @@ from appliance.engine.gates import (
     Decisions,
     Floor,
     Go,
+    Gone,
     Leave,
     Meter,
     Standing,
@@ -24,6 +25,9 @@ from appliance.engine.gates import (
 from appliance.engine.state import CANCELLED, RUNNING, SUCCEEDED, TERMINAL, WAITING
 from appliance.workflows.flow_control import FlowControl
 from tests.unit.engine.life import act, flow
+
+GO, GONE = "go", "gone"
+"""For what has no fields of its own, and so equals every empty tuple."""
 
 
 @dataclass
@@ -75,21 +79,21 @@ class Lobby:
         keys = self.control.keys(1, {"event": {"data": data}, "input": data})
         return Arrival(name, f"event {name}", 1, self.control, keys, position)
 
-    def arrive(self, *arrivals: Arrival) -> list[Decision]:
+    def arrive(self, *arrivals: Arrival) -> list[Decision | str]:
         """Events come, all in one transaction."""
         decisions = self._transact(arrivals)
-        return [decisions.made[arrival.run_id] for arrival in arrivals]
+        return [_named(decisions.made[arrival.run_id]) for arrival in arrivals]
 
-    def call(self, arrival: Arrival) -> Decision:
+    def call(self, arrival: Arrival) -> Decision | str:
         """A run that nobody's event begins: a call, a replay or a rerun. Its row is there, and it is woken."""
         self.runs[arrival.run_id] = Run(arrival, Standing(WAITING))
         return self.wake(arrival.run_id)
 
-    def wake(self, *run_ids: str) -> Decision:
+    def wake(self, *run_ids: str) -> Decision | str:
         """Entries that wake these runs are taken up, in one transaction; the decision about the first."""
         self.timers = {run: due for run, due in self.timers.items() if run not in run_ids}
         arrivals = [self.runs[run].arrival._replace(woken=True) for run in run_ids]
-        return self._transact(arrivals).made[run_ids[0]]
+        return _named(self._transact(arrivals).made[run_ids[0]])
 
     def wait(self, seconds: float = 0.0) -> None:
         """Time passes; every run whose timer falls due meanwhile is woken then."""
@@ -207,3 +211,9 @@ class Lobby:
         self.places = {at: keeps for at, keeps in self.places.items() if at[1] != run_id}
         self.queue.pop(run_id, None)
         self.timers.pop(run_id, None)
+
+
+def _named(decision: Decision) -> Decision | str:
+    if isinstance(decision, Go):
+        return GO
+    return GONE if isinstance(decision, Gone) else decision
