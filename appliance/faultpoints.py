@@ -44,6 +44,8 @@ Point = Literal[
     "before_rows",  # rows of a source were read and mapped, nothing of it is committed
     "after_rows",  # their events are committed to the outbox, none is in a stream
     "after_put",  # events of the outbox are in the stream, their rows don't say so
+    "before_decision",  # flow control has decided about some runs, nothing of it is committed
+    "after_decision",  # its decisions are durable, nobody was told
     "before_tell",  # an event is recorded, the runs that wait for it were not told
     "before_look_back",  # that a run waits is recorded, events that came before were not looked for
 ]

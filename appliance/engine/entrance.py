@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from appliance.engine.changes import BEGUN_BY_OTHERS, Drive, run_row
-from appliance.engine.gatekeeper import Request
 from appliance.engine.gates import Arrival, Decision, Go, position_of
+from appliance.engine.rulings import Request
 from appliance.identifiers import milliseconds_of
 from appliance.store.rows import EventRow
 from appliance.stream.entry import Entry

@@ -105,6 +105,13 @@ class Metrics:
         self.workflows = self._gauge("workflows", "Enabled workflows in the catalog.")
         self.definitions_refused = self._counter("definitions_refused", "Workflow definitions refused, files and API.")
 
+        self.flow_held = self._counter(
+            "flow_held", "Times that flow control had a run wait, by the part of it that did.", "reason"
+        )
+        self.flow_skipped = self._counter("flow_skipped", "Events that started no run, by outcome.", "reason")
+        self.flow_let_in = self._counter("flow_let_in", "Runs that waited for places and got them.")
+        self.flow_seconds = self._histogram("flow_decision_seconds", "Duration of one batch of flow control.")
+
     def _store(self) -> None:
         self.commit_seconds = self._histogram("commit_seconds", "Duration of one group commit.")
         self.commit_batch = self._histogram("commit_batch_entries", "Entries in one group commit.", buckets=_BATCH)
