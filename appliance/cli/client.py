@@ -116,7 +116,12 @@ class Client:
         answer = self.ask(method, path, body, headers)
         if answer.status < 300:
             return answer.body
-        raise Failure(_reason(answer), _exit_code(answer.status))
+        raise failure_of(answer)
+
+
+def failure_of(answer: Answer) -> Failure:
+    """What an answer that is no success means."""
+    return Failure(_reason(answer), _exit_code(answer.status))
 
 
 def connected(
@@ -184,6 +189,6 @@ def _problem(problem: Any) -> str:
 def _exit_code(status: int) -> Exit:
     if status in (401, 403):
         return Exit.DENIED
-    if status in (404, 409, 410):
+    if status in (404, 409, 410, 412, 428):
         return Exit.NOT_FOUND
     return Exit.UNAVAILABLE if status in (429, 502, 503, 504) else Exit.FAILED

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from appliance.editor import Change, Outcome, Plan
+from appliance.engine.impact import Touches
 from appliance.http.auth import ACTOR
 from appliance.http.body import decode_json, header, media_type, read_body
 from appliance.http.members import Members
@@ -215,8 +216,9 @@ class DefinitionApi:
     async def _planned(self, plan: Plan) -> Mapping[str, Any]:
         """What would happen, with the parked runs that it touches."""
         draft, current = plan.draft, plan.current
-        moves = draft.kind in ("change", "rollback") and draft.workflow is not None
-        touched = await self._impact.of(plan.name, draft.workflow) if moves and self._impact is not None else ()
+        touches = draft.kind in ("change", "rollback", "disable")
+        new = None if draft.kind == "disable" else draft.workflow
+        touched = await self._impact.of(plan.name, new) if touches else Touches()
         return {
             "name": plan.name,
             "change": draft.kind,
@@ -227,7 +229,8 @@ class DefinitionApi:
             "diff": plan.diff,
             "warnings": plan.warnings,
             "missing": plan.missing,
-            "touches": [_touched(each) for each in touched],
+            "touches": [each._asdict() for each in touched],
+            "more": touched.more,
         }
 
 
@@ -279,7 +282,3 @@ def _made(outcome: Outcome) -> Mapping[str, Any]:
         "change": outcome.kind,
         "etag": standing.etag,
     }
-
-
-def _touched(touched: Any) -> Mapping[str, Any]:
-    return {name: getattr(touched, name) for name in ("revision", "status", "at", "runs", "example", "gaps")}

@@ -172,6 +172,7 @@ class Services:
     producer: Submitter
     catalog: Definitions
     editor: Definers
+    impact: Impacts
     history: History
     control: Controls
     tasks: PeoplesTasks
@@ -189,4 +190,3 @@ class Services:
     """The JSON Schema of the workflow language, with the actions that are installed."""
     api_key: str
     metrics: CollectorRegistry
-    impact: Impacts | None = None

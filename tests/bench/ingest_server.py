@@ -93,6 +93,7 @@ def ours(submitter: Submitter) -> Any:
             producer=submitter,
             catalog=missing,
             editor=missing,
+            impact=missing,
             history=missing,
             control=missing,
             tasks=missing,

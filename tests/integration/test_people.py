@@ -93,6 +93,7 @@ async def door(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIterat
             producer=replica.producer,
             catalog=replica.catalog,
             editor=replica.editor,
+            impact=replica.impact,
             history=replica.history,
             control=replica.control,
             tasks=replica.tasks,

@@ -91,6 +91,7 @@ async def test_a_dry_run_tells_what_would_happen(client: httpx.AsyncClient, fake
             "warnings": ["odd"],
             "missing": ["gone"],
             "touches": [{**touched, "gaps": ["there is no step ask"]}],
+            "more": False,
         },
     )
     assert [call[0] for call in fakes.editor.calls] == ["plan"]
@@ -98,7 +99,13 @@ async def test_a_dry_run_tells_what_would_happen(client: httpx.AsyncClient, fake
     assert (await client.post(f"{W}/enable?dry_run=yes", headers=KEY)).status_code == 422
 
 
-@pytest.mark.parametrize("kind", ["create", "none", "enable", "disable"])
+async def test_whom_disabling_touches(client: httpx.AsyncClient, fakes: Fakes) -> None:
+    fakes.editor.kind = "disable"
+    response = await client.post(f"{W}/disable?dry_run=true", headers=KEY)
+    assert ([each["runs"] for each in response.json()["touches"]], fakes.impact.asked) == ([3], [("w", None)])
+
+
+@pytest.mark.parametrize("kind", ["create", "none", "enable"])
 async def test_what_changes_no_definition_touches_no_run(client: httpx.AsyncClient, fakes: Fakes, kind: str) -> None:
     fakes.editor.kind = kind
     response = await client.put(f"{W}?dry_run=true", json={"name": "w"}, headers=KEY)
