@@ -242,6 +242,7 @@ class Supervisor:
             self.watch(replica.consumer.read_forever(), "reader"),
             self.watch(replica.reclaimer.run_forever(), "reclaimer"),
             self.watch(replica.timers.run_forever(), "timers"),
+            self.watch(replica.gatekeeper.run_forever(), "flow control"),
             self.watch(replica.outbox.run_forever(), "outbox"),
             self.watch(replica.recovery.run_forever(), "recovery"),
             self.watch(replica.ticker.run_forever(), "schedules"),
@@ -278,6 +279,7 @@ class Supervisor:
         grace = self.settings.engine.grace
         self.notifier.stopping(grace.total_seconds() + 10.0)
         replica.timers.stop()
+        replica.gatekeeper.stop()
         replica.recovery.stop()
         replica.ticker.stop()
         replica.poller.stop()
@@ -291,6 +293,7 @@ class Supervisor:
         with contextlib.suppress(StreamUnavailable, StoreUnavailable):
             await replica.bookkeeper.save()
         await replica.recorder.close()
+        await replica.gatekeeper.close()
 
     async def _founded(self, foundation: Foundation) -> None:
         """Groups were made anew: normal at the first start, data loss at any other time."""
