@@ -27,10 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from appliance.engine.core import advance, scope
+from appliance.engine.gates import Decisions, Go, Join, Leave, Wait
 from appliance.engine.listeners import Listeners, business_key, machine_digest, shapes_of, wait_digest, wait_shape
 from appliance.engine.state import (
+    CANCELLED,
     TERMINAL,
     UNKNOWN,
+    WAITING,
     ActionFailed,
     ActionSucceeded,
     Ask,
@@ -49,6 +52,7 @@ from appliance.engine.state import (
     base_key,
     path_of,
 )
+from appliance.engine.turnstile import Turnstile, timeless
 from appliance.events import Event, dumps, format_time, loads, new_event
 from appliance.identifiers import uuid7
 from appliance.plugin import Action, Reject, Retry
@@ -57,6 +61,7 @@ from appliance.settings import parse_duration
 from appliance.templating import TemplateError
 from appliance.workflows import inputs
 from appliance.workflows.dialects import compile_document
+from appliance.workflows.flow_control import FlowControl
 from appliance.workflows.loader import read_document
 from appliance.workflows.revision import Workflow
 
@@ -107,6 +112,10 @@ class StoryRun:
     event_uid: str = ""
     listens: dict[str, str] = field(default_factory=dict)
     machine_key: str | None = None
+    held: str | None = None
+    """What flow control let it wait for, or last did: ``debounce``, ``batch``, ``throttle``, ``ordering`` …"""
+    begun_at: float | None = None
+    """When it began (Unix seconds); None: flow control holds it, or left it out."""
 
     @property
     def status(self) -> str:
@@ -163,6 +172,10 @@ class Story:
         self._behave: dict[str, Behaviour] = {}
         self._heard: list[tuple[str, Event, float]] = []
         self._queue: deque[tuple[StoryRun, Input]] = deque()
+        self._turnstile = Turnstile()
+        self._controls = {w.name: (n, self._control(w)) for n, w in enumerate(self.workflows.values())}
+        self._batches: dict[str, list[Any]] = {}
+        self._by_id: dict[str, StoryRun] = {}
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
@@ -172,9 +185,18 @@ class Story:
         return self
 
     def event(self, type: str, data: Any = None, *, subject: str | None = None, **attributes: Any) -> list[StoryRun]:
-        """An event happens; returns the runs that it begins."""
+        """An event happens; returns the runs that it begins, or that flow control holds or leaves out."""
         event = new_event(type, loads(dumps(data)), source="/story", subject=subject, attributes=attributes)
         return self.happen(event._replace(time=format_time(self.now)))
+
+    def events(self, type: str, *data: Any, every: str = "0s") -> list[StoryRun]:
+        """Events with these data happen one after the other, with so much time between them; returns their runs."""
+        begun: list[StoryRun] = []
+        for number, each in enumerate(data):
+            if number:
+                self.wait(every)
+            begun += self.event(type, each)
+        return begun
 
     def happen(self, event: Event) -> list[StoryRun]:
         """The same with an event as it is."""
@@ -189,7 +211,7 @@ class Story:
         found = self.workflows[workflow]
         inputs.check("input", found.inputs, given)
         event = new_event("workflow.requested", given, source="/story")._replace(time=format_time(self.now))
-        run = self._begin(found, event, [])
+        run = self._begin(found, event, [], called=True)
         if run is None:
             raise ValueError(f"{workflow} has a live machine of this key already")
         self._play()
@@ -254,7 +276,7 @@ class Story:
 
     # --- the engine --------------------------------------------------------------------------------------------------
 
-    def _begin(self, workflow: Workflow, event: Event, digests: list[str]) -> StoryRun | None:
+    def _begin(self, workflow: Workflow, event: Event, digests: list[str], *, called: bool = False) -> StoryRun | None:
         view = event.view()
         machine_key = business_key(workflow.machine.correlate, view) if workflow.machine is not None else None
         if machine_key is not None and any(self._is_live(run, workflow, machine_key) for run in self.runs):
@@ -263,8 +285,7 @@ class Story:
         run.machine_key = machine_key
         if machine_key is not None:
             run.listens[""] = machine_digest(workflow.name, machine_key)
-        self._queue.append((run, Started()))
-        return run
+        return run if self._enter(run, called=called) is run else None
 
     def _is_live(self, run: StoryRun, workflow: Workflow, key: str) -> bool:
         return run.workflow is workflow and run.machine_key == key and run.status not in TERMINAL
@@ -276,6 +297,7 @@ class Story:
             about["event"] = dict(view)
         run = StoryRun(run_id, workflow, Facts(view, given, about, {}), event_uid=event_uid)
         self.runs.append(run)
+        self._by_id[run_id] = run
         return run
 
     def _tell(self, event: Event, digests: list[str]) -> None:
@@ -384,7 +406,7 @@ class Story:
             return
         child = self._new_run(called, run.facts.view, command.input, run.event_uid)
         child.caller = (run, command.key)
-        self._queue.append((child, Started()))
+        self._enter(child, called=True)
 
     def _close(self, run: StoryRun, command: Close) -> None:
         run.listens.pop(command.key, None)
@@ -397,6 +419,9 @@ class Story:
 
     def _finish(self, run: StoryRun) -> None:
         run.listens.clear()
+        if self._controls[run.workflow.name][1] is not None:
+            for other in self._turnstile.over(run.id):
+                self._decided(self._turnstile.wake(other, self.now.timestamp()))
         if run.caller is not None:
             state = run.state
             told = {"status": state.status, "outcome": state.outcome, "output": state.output, "error": state.error}
@@ -404,13 +429,63 @@ class Story:
             self._queue.append((run.caller[0], Resumed((signal,), lost=False)))
 
     def _fall_due(self, due: float) -> None:
+        for run_id in self._turnstile.due(due):
+            self._decided(self._turnstile.wake(run_id, due))
         for run in self.runs:
             if run.status not in TERMINAL and (run.state.next_due() or 1e18) <= due:
                 self._queue.append((run, Resumed(lost=False)))
 
     def _next_due(self) -> float | None:
         dues = [run.state.next_due() for run in self.runs if run.status not in TERMINAL]
+        dues.append(self._turnstile.next_due())
         return min((due for due in dues if due is not None), default=None)
+
+    # --- flow control ------------------------------------------------------------------------------------------------
+
+    def _control(self, workflow: Workflow) -> FlowControl | None:
+        """What a workflow's flow control comes to here, where actions take no time."""
+        return timeless(workflow.control)
+
+    def _enter(self, run: StoryRun, *, called: bool) -> StoryRun:
+        """The run begins as soon as it may; returns it, or the batch to which its event belongs."""
+        number, control = self._controls[run.workflow.name]
+        if control is None:
+            self._start(run)
+            return run
+        run.state = RunState(WAITING)
+        names = {"event": run.facts.view, "input": run.facts.input}
+        now = self.now.timestamp()
+        decisions = self._turnstile.arrive(run.id, run.event_uid, number, control, names, now, called=called)
+        for batch, _, _ in decisions.joins:
+            self._batches.setdefault(batch, []).append(run.facts.view)
+        self._decided(decisions)
+        made = decisions.made[run.id]
+        return self._by_id[made.run_id] if isinstance(made, Join) else run
+
+    def _start(self, run: StoryRun) -> None:
+        run.begun_at = self.now.timestamp()
+        run.state = RunState()
+        if run.workflow.control is not None and run.workflow.control.batch is not None:
+            run.facts = run.facts._replace(events=self._batches.get(run.id, [run.facts.view]))
+        self._queue.append((run, Started()))
+
+    def _decided(self, decisions: Decisions) -> None:
+        """Carry out what flow control decided."""
+        for run_id in decisions.cancels:
+            self._queue.append((self._by_id[run_id], Cancelled("cancelled on request")))
+        for run_id, decision in {**decisions.made, **decisions.ended}.items():
+            run = self._by_id[run_id]
+            if isinstance(decision, Go):
+                self._start(run)
+            elif isinstance(decision, Wait):
+                run.held = decision.part
+            elif isinstance(decision, Leave) and run.caller is not None:
+                self._queue.append((run, Cancelled(decision.error)))
+            elif isinstance(decision, Leave):
+                over = RunState(CANCELLED, error=decision.error, finished_at=self.now.timestamp())
+                run.state = over._replace(outcome=decision.outcome)
+            elif isinstance(decision, Join):
+                self.runs.remove(run)
 
     def __iter__(self) -> Iterator[Done]:
         return iter(self.done)
