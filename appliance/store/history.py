@@ -16,7 +16,7 @@ from appliance.errors import Malformed, NotFound
 from appliance.events import Event
 from appliance.identifiers import is_uuid, milliseconds_of, range_start
 from appliance.store.reading import Connection, Item, query, rows, snapshot
-from appliance.store.standing import events_of, history_of, machine_of, placed, waits_of
+from appliance.store.standing import events_of, held_of, history_of, machine_of, placed, waits_of
 
 _WINDOW = 20_000
 """Events that one filtered page looks at: some tens of milliseconds, however rare what is sought."""
@@ -26,6 +26,10 @@ _REVISIONS = 50
 """Revisions named with a workflow."""
 _SIGNALS = 200
 """Of what came in for a run, so much is shown with it."""
+_BATCH = 1000
+"""Events of one run: a batch has no more."""
+_AHEAD, _AHEAD_IN_LISTS = 1000, 100
+"""As far as is counted how many runs come before one in its queue."""
 
 _EVENT_FILTERS: Mapping[str, LiteralString] = {
     "type": "type = %(type)s",
@@ -111,11 +115,13 @@ class History:
         return [_event_item(row) for row in found]
 
     async def get_event(self, event_id: str) -> Item:
-        """One event (the newest, if several senders used that id); raises NotFound."""
+        """One event (the newest, if several senders used that id), with its ``batches``; raises NotFound."""
         found = await self.find_events(event_id, limit=1)
         if not found:
             raise NotFound(f"no event {event_id!r}")
-        return found[0]
+        async with snapshot(self._pool) as conn:
+            batches = await rows(conn, query("get_batches"), {"uid": found[0]["uid"], "limit": _SAME_ID})
+        return {**found[0], "batches": batches}
 
     async def list_runs(
         self,
@@ -128,29 +134,31 @@ class History:
     ) -> Page:
         """Runs by ``status``, ``workflow`` (its name) and ``origin``, and of one event (its uid, or the sender's id).
 
-        The origin ``event`` is that of runs that an event started by a trigger, which have none.
+        The origin ``event`` is that of runs that an event started by a trigger, which have none. The batches that an
+        event belongs to are runs of it. ``held`` says what flow control has a run wait for, or is None.
         """
         below, values = _span("runs.id", span, cursor)
         chosen = dict(filters or {})
         if chosen.get("origin") == "event":
             below.append(_OF_AN_EVENT)
             del chosen["origin"]
-        values |= {**chosen, "limit": limit + 1}
+        values |= {**chosen, "limit": limit + 1, "ahead": _AHEAD_IN_LISTS}
         where = _all_of([*below, _chosen(RUN_FILTERS, chosen)])
         if event_id is None:
-            statement = query("list_runs", filters=where)
+            statement = query("list_runs", filters=where, held=query("held"))
         else:
             values |= _event_ranges([item["uid"] for item in await self.find_events(event_id)] or _own(event_id))
-            statement = query("list_runs_of_events", filters=where)
+            statement = query("list_runs_of_events", filters=where, held=query("held"))
         async with snapshot(self._pool) as conn:
-            return _page(await rows(conn, statement, values), limit, "id")
+            found = await rows(conn, statement, values)
+        return _page([{**row, "held": held_of(row)} for row in found], limit, "id")
 
     async def get_run(self, run_id: str) -> Item:
         """One run in full; raises NotFound.
 
         Beside what a list has: ``input``, ``output``, ``parent`` and ``rerun_of``; its ``steps`` (each with its failed
         ``attempts``), ``deliveries``, ``children``, ``tasks``, what it ``waits`` for, and the latest ``signals``; for a
-        state machine ``machine``, else None.
+        state machine ``machine``, else None; for a batch the uids of its ``events``.
         """
         async with snapshot(self._pool) as conn:
             run, definition, place = await _whole_run(conn, run_id)
@@ -259,14 +267,18 @@ def stored_event(item: Mapping[str, Any]) -> Event:
 
 async def _whole_run(conn: Connection, run_id: str) -> tuple[Item, Mapping[str, Any], Mapping[str, Any] | None]:
     """A run with all that belongs to it, its definition, and a state machine's place; raises NotFound."""
-    found = await rows(conn, query("get_run"), {"id": run_id}) if is_uuid(run_id) else []
+    wanted = {"id": run_id, "ahead": _AHEAD}
+    found = await rows(conn, query("get_run", held=query("held")), wanted) if is_uuid(run_id) else []
     if not found:
         raise NotFound(f"no run {run_id!r}")
     run = found[0]
+    run["held"] = held_of(run)
     ms = milliseconds_of(run_id)
-    values = {"run_id": run_id, "from": range_start(ms), "to": range_start(ms + 1), "limit": _SIGNALS}
+    bounds = {"from": range_start(ms), "to": range_start(ms + 1), "limit": _SIGNALS, "events": _BATCH}
+    values = {"run_id": run_id, **bounds}
     parts = ("steps", "attempts", "deliveries", "children", "tasks", "waits", "signals")
     run |= {part: await rows(conn, query(f"get_{part}"), values) for part in parts}
+    run["events"] = [row["event_uid"] for row in await rows(conn, query("get_batch"), values)]
     attempts = run.pop("attempts")
     for step in run["steps"]:
         step["attempts"] = [

@@ -14,6 +14,8 @@ from appliance.store.reading import Item
 _VISIT = re.compile(r"[#\[]")
 _DATA = frozenset({"with", "input", "form", "output", "transform", "match"})
 """Keys of a step behind which data stands, in which no step is looked for."""
+_TIMED = frozenset({"collected", "turn"})
+"""What flow control has runs wait for until some time; for the rest they are in a queue."""
 
 
 def step_of(key: str) -> str:
@@ -36,6 +38,20 @@ def waits_of(definition: Mapping[str, Any], found: Sequence[Item], place: Mappin
             wait = {"event": list(dict.fromkeys(taken["event"] for taken in events_of(definition, place)))}
         items.append({"step": row["step"], "since": since, **{k: wait.get(k) for k in ("event", "match", "when")}})
     return items
+
+
+def held_of(row: Item) -> Item | None:
+    """What flow control has a run wait for: ``for``, ``key``, ``until`` and ``position``; None if it doesn't wait.
+
+    Takes ``flow``, ``holder`` and ``ahead`` out of the row. ``ahead`` is how many come before it in its queue, None if
+    it is in none, negative if they are too many to be counted.
+    """
+    flow, holder, ahead = row.pop("flow"), row.pop("holder"), row.pop("ahead")
+    if not flow or holder != "timer" or (ahead is None and flow["stage"] not in _TIMED):
+        return None
+    position = ahead + 1 if ahead is not None and ahead >= 0 else None
+    part = flow["part"].partition(".")[0]
+    return {"for": part, "key": flow["key"], "until": _time(flow["until"]), "position": position}
 
 
 def machine_of(definition: Mapping[str, Any], place: Mapping[str, Any] | None, key: str | None) -> Item | None:

@@ -33,7 +33,8 @@ class Traces:
         """The tree that an event (by its uid, or its sender's id) belongs to.
 
         ``events`` are the first ones: one, unless senders gave several events the same ``correlationid``. Each has
-        ``runs``, and a run the ``events`` that it published and the ``runs`` that it called.
+        ``runs``, and a run the ``events`` that it published and the ``runs`` that it called. A batch that began with
+        another event says with which (``joined``), and is only there in full with that one.
         """
         found = await self._history.find_events(event_id, limit=1)
         if not found:
@@ -85,7 +86,9 @@ class _Tree:
         self._called: dict[str, list[Item]] = {}
         self._published: dict[str, list[Item]] = {}
         for run in runs:
-            if run["parent"] in ids:
+            if run["of_event"] != run["event_uid"]:
+                self._of_event.setdefault(run["of_event"], []).append(run)
+            elif run["parent"] in ids:
                 self._called.setdefault(run["parent"], []).append(run)
             else:
                 self._of_event.setdefault(run["event_uid"], []).append(run)
@@ -122,6 +125,8 @@ class _Tree:
             node["step"] = run["step"]
         if run["rerun_of"] is not None:
             node["rerun_of"] = run["rerun_of"]
+        if run["of_event"] != run["event_uid"]:
+            return {**node, "joined": run["event_uid"], "events": [], "runs": []}
         published = self._published.get(run["id"], ())
         called = self._called.get(run["id"], ())
         node["events"] = [made for event in published if (made := self._event(event)) is not None]

@@ -324,6 +324,6 @@ async def test_filtered_runs_are_read_in_order_from_their_index(
     async with await psycopg.AsyncConnection.connect(database_url) as conn:
         for alternative in ("seqscan", "bitmapscan", "sort"):
             await conn.execute(f"SET enable_{alternative} = off")
-        explain = "EXPLAIN " + query("list_runs", filters=RUN_FILTERS[name])
-        plan = await (await conn.execute(explain, {name: value, "limit": 10}, prepare=False)).fetchall()
+        explain = "EXPLAIN " + query("list_runs", filters=RUN_FILTERS[name], held=query("held"))
+        plan = await (await conn.execute(explain, {name: value, "limit": 10, "ahead": 1}, prepare=False)).fetchall()
     assert f" using {index} " in "\n".join(row[0] for row in plan)

@@ -221,8 +221,10 @@ async def test_runs_of_an_origin_are_read_in_order_from_their_index(database_url
     async with await psycopg.AsyncConnection.connect(database_url) as conn:
         for alternative in ("seqscan", "bitmapscan", "sort"):
             await conn.execute(f"SET enable_{alternative} = off")
-        explain = "EXPLAIN " + query("list_runs", filters=RUN_FILTERS["origin"])
-        plan = await (await conn.execute(explain, {"origin": "manual", "limit": 10}, prepare=False)).fetchall()
+        explain = "EXPLAIN " + query("list_runs", filters=RUN_FILTERS["origin"], held=query("held"))
+        plan = await (
+            await conn.execute(explain, {"origin": "manual", "limit": 10, "ahead": 1}, prepare=False)
+        ).fetchall()
     assert "origin_id_idx" in "\n".join(row[0] for row in plan)
 
 

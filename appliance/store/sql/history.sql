@@ -33,7 +33,7 @@ LIMIT %(limit)s;
 SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
        coalesce(events.id, runs.event_uid::text) AS event_id,
        runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
-       runs.result ->> 'outcome' AS outcome, runs.error
+       runs.result ->> 'outcome' AS outcome, runs.error, {held}
 FROM (
     SELECT * FROM runs WHERE {filters} ORDER BY id DESC LIMIT %(limit)s
 ) AS runs
@@ -44,11 +44,12 @@ ORDER BY runs.id DESC;
 
 -- name: list_runs_of_events
 -- A page of the runs of some events (parallel arrays: uid, and the range of ids that runs of its millisecond have).
--- A run that its event started has an id in that range; those started otherwise (replays …) are found by runs_origin.
+-- A run that its event started has an id in that range; those started otherwise (replays …) are found by runs_origin. The
+-- last are batches that began with another event.
 SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
        coalesce(events.id, runs.event_uid::text) AS event_id,
        runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
-       runs.result ->> 'outcome' AS outcome, runs.error
+       runs.result ->> 'outcome' AS outcome, runs.error, {held}
 FROM unnest(%(uids)s::uuid[], %(starts)s::uuid[], %(ends)s::uuid[]) AS wanted (uid, range_start, range_end)
 CROSS JOIN LATERAL (
     SELECT * FROM runs
@@ -56,6 +57,9 @@ CROSS JOIN LATERAL (
       AND runs.event_uid = wanted.uid AND runs.origin IS NULL
     UNION ALL
     SELECT * FROM runs WHERE runs.event_uid = wanted.uid AND runs.origin IS NOT NULL
+    UNION ALL
+    SELECT runs.* FROM batched JOIN runs ON runs.id = batched.run_id
+    WHERE batched.event_uid = wanted.uid AND runs.event_uid <> wanted.uid
 ) AS runs
 JOIN workflows ON workflows.id = runs.workflow_id
 JOIN revisions ON revisions.id = runs.revision_id
@@ -64,12 +68,22 @@ WHERE {filters}
 ORDER BY runs.id DESC
 LIMIT %(limit)s;
 
+-- name: held
+-- Columns of an unfinished run: what flow control noted of it, and how many come before it in its queue (-1: too many).
+CASE WHEN runs.status IN ('running', 'waiting', 'retrying', 'paused') THEN runs.details -> 'flow' END AS flow,
+CASE WHEN runs.status IN ('running', 'waiting', 'retrying', 'paused') THEN runs.state ->> 'by' END AS holder,
+(SELECT (SELECT CASE WHEN count(*) < %(ahead)s THEN count(*) ELSE -1 END FROM (
+    SELECT FROM queue AS before
+    WHERE before.workflow_id = queue.workflow_id AND before.lane = queue.lane
+      AND (before.position, before.run_id) < (queue.position, queue.run_id) LIMIT %(ahead)s
+ ) AS counted_rows) FROM queue WHERE queue.run_id = runs.id) AS ahead
+
 -- name: get_run
 -- One run with what it was started with, how it ended, and its definition.
 SELECT runs.id, workflows.name AS workflow, revisions.number AS revision, runs.event_uid,
        coalesce(events.id, runs.event_uid::text) AS event_id,
        runs.status, runs.priority, runs.origin, runs.asked, runs.started_at, runs.finished_at, runs.updated_at,
-       runs.result ->> 'outcome' AS outcome, runs.result -> 'output' AS output, runs.error, runs.details,
+       runs.result ->> 'outcome' AS outcome, runs.result -> 'output' AS output, runs.error, runs.details, {held},
        runs.state -> 'place' AS place, events.data AS event_data, revisions.definition, machines.business_key
 FROM runs
 JOIN workflows ON workflows.id = runs.workflow_id
@@ -127,6 +141,17 @@ ORDER BY machines.workflow_id, machines.business_key;
 SELECT machines.run_id
 FROM machines JOIN workflows ON workflows.id = machines.workflow_id
 WHERE workflows.name = %(workflow)s AND machines.business_key = %(key)s;
+
+-- name: get_batch
+-- The events of a batch.
+SELECT event_uid FROM batched WHERE run_id = %(run_id)s ORDER BY position, event_uid LIMIT %(events)s;
+
+-- name: get_batches
+-- The batches that an event belongs to.
+SELECT batched.run_id, workflows.name AS workflow, runs.status
+FROM batched JOIN runs ON runs.id = batched.run_id JOIN workflows ON workflows.id = runs.workflow_id
+WHERE batched.event_uid = %(uid)s
+ORDER BY batched.run_id LIMIT %(limit)s;
 
 -- name: get_steps
 -- The steps of a run, in the order in which they were entered.
