@@ -161,6 +161,11 @@ class Tables:
             raise Violation(f"{row.key} succeeded and is changed to {row}")
         steps[row.key] = row
 
+    def _revisions(self, row: Any, _: float) -> None:
+        if self.runs[row.id].version != row.version:
+            raise Violation(f"run {row.id} is put on another revision by who has not written it")
+        self.runs[row.id].revision = row.revision_id
+
     def _waits(self, row: Any, _: float) -> None:
         self.waits.add((row.run_id, row.key))
 
@@ -226,8 +231,8 @@ class Tables:
 
 
 ORDER = (
-    "machines", "waits", "tasks", "children", "signals", "taken", "closed_tasks", "closed_waits", "cancelled_children",
-    "no_timers", "ended_timers", "ended_waits", "ended_machines", "ended_signals",
+    "revisions", "machines", "waits", "tasks", "children", "signals", "taken", "closed_tasks", "closed_waits",
+    "cancelled_children", "no_timers", "ended_timers", "ended_waits", "ended_machines", "ended_signals",
 )  # fmt: skip
 
 
