@@ -14,6 +14,7 @@ from redis import Redis as SyncRedis
 from appliance.events import new_event
 from appliance.settings import IngestSettings, StreamSettings
 from appliance.stream import client as stream_client
+from appliance.stream.client import Script
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry
 from appliance.stream.group import Group
 from appliance.stream.keys import Keys
@@ -84,6 +85,18 @@ async def test_every_outcome_is_counted_and_the_sum_holds_at_every_moment(bench:
         assert await bench.settle(bench.a, [entry], outcome) == set()
         assert (await bench.ledger()).difference == 0
     assert await bench.ledger() == Account(accepted=8, handled=2, unmatched=1, duplicate=1, dead=1, in_flight=3)
+
+
+async def test_ids_of_another_life_lie_behind_the_former_ones_within_a_millisecond_too(bench: Bench) -> None:
+    stream, ledger = KEYS.stream("normal"), KEYS.ledger("normal")
+    pipeline: Any = bench.commander.pipeline(transaction=True)  # for which the server's clock stands still
+    pipeline.xadd(stream, {"type": "t"})
+    pipeline.flushall()
+    pipeline.eval(Script("found").source, 2, stream, ledger, "appliance", "another")
+    pipeline.xadd(stream, {"type": "t"})
+    before, _, _, behind = await pipeline.execute()
+    assert [int(part) for part in before.split(b"-")] < [int(part) for part in behind.split(b"-")]
+    assert (await bench.ledger()).in_flight == 1
 
 
 async def test_settled_entries_leave_the_stream(bench: Bench, valkey: redis.asyncio.Redis) -> None:

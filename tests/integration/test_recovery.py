@@ -236,7 +236,6 @@ async def test_what_kills_the_process_is_not_revived(heart: Heart, db: Connectio
     assert (await recover(made)).total == 0
 
 
-@pytest.mark.xfail(strict=False, reason="the ledger was off by one in 2 of 40 runs, the cause is unknown")
 async def test_a_redrive_that_was_lost_is_made_up_for(heart: Heart, db: Connection) -> None:
     made = await heart.idle()
     await heart.workflow("w", {"id": "w", "retry": {"max_attempts": 1}})
@@ -392,7 +391,6 @@ async def test_a_server_that_kept_nothing_is_recovered_from(database_url: str, d
             await stack.aclose()
 
 
-@pytest.mark.xfail(strict=False, reason="the ledger was off by one in 2 of 40 runs, the cause is unknown")
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_several_flushes_under_load_on_several_replicas_take_nothing(
     heart: Heart, db: Connection, seed: int
