@@ -146,15 +146,20 @@ def _given(simulation: Simulation, file: str, lasting: str, as_json: bool) -> No
 
 
 def _story(answer: Mapping[str, Any]) -> Iterator[str]:
+    several = len(answer["events"]) > 1
     for event in answer["events"]:
+        named = cell(event["type"]) + (f"  {cell(event['id'])}" if several else "")
         if event["matched"]:
-            yield f"{cell(event['type'])}  matched"
+            yield f"{named}  matched{_fate(event['flow'])}"
         else:
-            yield f"{cell(event['type'])}  not matched: {cell(event['reason'])}"
+            yield f"{named}  not matched: {cell(event['reason'])}"
             yield f"  it would be with: {cell(changes_text(event))}"
     for run in answer["runs"]:
         yield ""
         yield from _run(run, "")
+    if answer["flow"] is not None:
+        yield ""
+        yield from _flow(answer["flow"])
 
 
 def _run(run: Mapping[str, Any], indent: str) -> Iterator[str]:
@@ -186,6 +191,46 @@ def _after(started: str, at: str | None) -> str:
     return (f"{passed.days}d " if passed.days else "") + (f"{rest}" if passed.seconds or passed.days else "0s")
 
 
+# --- flow control ----------------------------------------------------------------------------------------------------
+
+
+def _fate(fate: Mapping[str, Any] | None) -> str:
+    """What flow control did with one event; nothing where it began at once."""
+    if fate is None or (fate["did"] == "began" and fate["by"] is None):
+        return ""
+    if fate["did"] == "left out":
+        return f", left out: {cell(fate['error'])}"
+    if fate["did"] == "held":
+        return f", still held ({fate['by']})"
+    joined = f", joined the batch of {cell(fate['of'])}" if fate["did"] == "joined" else ""
+    if fate["at"] is None:
+        return f"{joined}, which is still held"
+    return f"{joined}, began {fate['at']}, {_lasting(fate['waited_s'])} later ({fate['by']})"
+
+
+def _flow(told: Mapping[str, Any]) -> Iterator[str]:
+    """What it did in all, and what was left out of account."""
+    left_out = [f"{count} {outcome}" for outcome, count in sorted(told["left_out"].items())]
+    longest = f" (at most {_lasting(told['longest_s'])})" if told["waited"] else ""
+    parts = [f"{told['began']} began at once", f"{told['waited']} later{longest}", f"{told['joined']} joined a batch"]
+    parts += [f"left out: {', '.join(left_out)}"] if left_out else ["0 left out"]
+    parts += [f"{told['held']} still held"] if told["held"] else []
+    yield "flow control: " + "; ".join(parts)
+    if told["ignored"]:
+        yield f"not looked at, since it depends on how long runs are at work: {', '.join(told['ignored'])}"
+
+
+def _lasting(seconds: float) -> str:
+    """``4s``, ``2m10s``."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms" if seconds else "0s"
+    written, rest = "", round(seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, rest = divmod(rest, size)
+        written += f"{number}{unit}" if number else ""
+    return written
+
+
 # --- stored events ---------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +255,7 @@ def _stored(client: Client, simulation: Simulation, since: str, limit: int, as_j
         "workflow": name,
         "events": len(events),
         "cut": cut,
+        "flow": replayed.flow,
         "summary": replayed.counts(),
         "items": [_as_json(c) for c in replayed.comparisons],
     }
@@ -227,6 +273,7 @@ def _as_json(compared: Comparison) -> dict[str, Any]:
         "event": {"uid": event.uid, "id": event.id, "type": event.type, "time": event.time},
         "verdict": compared.verdict,
         "differences": list(compared.differences),
+        "flow": compared.fate,
         "run": compared.run,
         "recorded": None if recorded is None else {k: recorded.get(k) for k in ("id", "status", "outcome", "revision")},
     }
@@ -238,7 +285,11 @@ def _diff(replayed: Replayed, events: int, cut: bool) -> Iterator[str]:
         if compared.verdict != "same":
             yield f"{compared.event.uid}  {cell(compared.event.type)}  {shown.get(compared.verdict, compared.verdict)}"
             yield from (f"  {cell(difference)}" for difference in compared.differences)
+            if fate := _fate(compared.fate):
+                yield f"  flow control:{fate[1:]}"
             if compared.verdict == "new" and compared.run is not None:
                 yield from _run(compared.run, "  ")
+    if replayed.flow is not None:
+        yield from _flow(replayed.flow)
     counts = "  ".join(f"{count} {verdict}" for verdict, count in replayed.counts().items())
     yield f"{events} events{' (the newest; more with --limit)' if cut else ''}: {counts}"

@@ -8,6 +8,7 @@ runs that were called. Nothing here opens a connection.
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,11 +30,13 @@ from appliance.engine.state import (
     Signal,
     StepState,
 )
+from appliance.engine.turnstile import timeless
 from appliance.events import Event, format_time
 from appliance.identifiers import uuid7
 from appliance.plugin import Reject
 from appliance.rules.changes import Remedy, remedy
 from appliance.story import Done, Story, StoryRun
+from appliance.workflows.flow_control import FlowControl
 from appliance.workflows.revision import Workflow
 
 Recorded = Mapping[str, Any]
@@ -72,6 +75,8 @@ class Simulation(Story):
         self._calls: dict[tuple[str, str], Done] = {}
         self._later: list[tuple[float, int, StoryRun, Input]] = []
         self._number = count()
+        self._entered: dict[str, tuple[float, StoryRun]] = {}
+        """By an event's uid: when it came, and the run that it belongs to."""
 
     def take(self, event: Event, at: datetime, recorded: Recorded | None = None) -> StoryRun | None:
         """An event comes in at a time, before which everything else that is due happens; returns the run it begins."""
@@ -98,9 +103,58 @@ class Simulation(Story):
             "note": found.note,
         }
 
+    def fate(self, event: Event) -> dict[str, Any] | None:
+        """What flow control did with an event by now, as JSON data; None: there is none, or the event began no run.
+
+        ``did`` is ``began``, ``held`` (it has not begun yet), ``joined`` (it belongs to the batch of the event ``of``)
+        or ``left out`` (with ``outcome``, and why as ``error``); ``by`` is the part that held it, for ``waited_s``.
+        """
+        entered = self._entered.get(event.uid)
+        if entered is None:
+            return None
+        came, run = entered
+        until = run.begun_at or run.state.finished_at
+        told: dict[str, Any] = {"did": "held" if until is None else "began", "by": run.held, "at": _text(until)}
+        if until is not None:
+            told["waited_s"] = round(max(0.0, until - came), 3)
+        if run.event_uid != event.uid:
+            return told | {"did": "joined", "of": run.event_uid}
+        if run.begun_at is None and run.status == CANCELLED:
+            return told | {"did": "left out", "outcome": run.outcome, "error": self._named(run.state.error or "")}
+        return told
+
+    def _named(self, error: str) -> str:
+        """An error with the ids of its events instead of runs', which are made up here."""
+
+        def event_of(found: re.Match[str]) -> str:
+            run = self._by_id.get(found[1])
+            return f"the run of event {run.facts.view['id']}" if run is not None else found[0]
+
+        return re.sub(r"run ([0-9a-f-]{36})", event_of, error)
+
+    @property
+    def ignores(self) -> list[str]:
+        """The parts of flow control that it takes no account of: they depend on how long runs are at work."""
+        return [name for name in ("concurrency", "ordering_key", "singleton") if name in self.workflow.definition]
+
+    def is_recorded(self, event_uid: str | None) -> bool:
+        """Whether there is a real run of this event."""
+        return event_uid in self._recorded
+
     def call_of(self, run: StoryRun, visit: StepState) -> Done | None:
         """The last attempt of a step's action."""
         return self._calls.get((run.id, visit.key))
+
+    # --- flow control ------------------------------------------------------------------------------------------------
+
+    def _control(self, workflow: Workflow) -> FlowControl | None:
+        return timeless(workflow.control, keeps=False)
+
+    def _enter(self, run: StoryRun, *, called: bool) -> StoryRun:
+        entered = super()._enter(run, called=called)
+        if not called and run.workflow.control is not None:
+            self._entered[run.event_uid] = self.now.timestamp(), entered
+        return entered
 
     # --- what the outside gives --------------------------------------------------------------------------------------
 
@@ -163,21 +217,26 @@ class Simulation(Story):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An event, what would have become of it, and what did. ``run`` and ``recorded`` are None where there is none."""
+    """An event, what would have become of it, and what did. ``run`` and ``recorded`` are None where there is none.
+
+    ``fate``: what flow control would have done, see :meth:`Simulation.fate`.
+    """
 
     event: Event
     verdict: str
     run: dict[str, Any] | None
     recorded: Recorded | None
     differences: tuple[str, ...] = ()
+    fate: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
 class Replayed:
-    """All comparisons, and how many events neither had a run nor would have."""
+    """All comparisons, and how many events neither had a run nor would have. ``flow``: see :func:`tally`."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     unmatched: int = 0
+    flow: dict[str, Any] | None = None
 
     def counts(self) -> dict[str, int]:
         """How many there are of each verdict."""
@@ -195,7 +254,16 @@ def what_would_happen(
         begun += [run] if run is not None else []
         told.append({"id": event.id, "type": event.type, **simulation.verdict(event)})
     simulation.rest(max(at for _, at in events) + lasting)
-    return {"workflow": simulation.workflow.name, "events": told, "runs": [report(simulation, run) for run in begun]}
+    ids = {event.uid: event.id for event, _ in events}
+    for (event, _), verdict in zip(events, told, strict=True):
+        fate = simulation.fate(event)
+        verdict["flow"] = fate | {"of": ids[fate["of"]]} if fate is not None and "of" in fate else fate
+    return {
+        "workflow": simulation.workflow.name,
+        "events": told,
+        "flow": tally(simulation, [verdict["flow"] for verdict in told]),
+        "runs": [report(simulation, run) for run in begun if run.begun_at is not None],
+    }
 
 
 def what_would_have_happened(
@@ -207,12 +275,36 @@ def what_would_have_happened(
     for event, at in events:
         known = recorded.get(event.uid)
         run = simulation.take(event, at, known)
-        told.unmatched += run is None and known is None
-        if run is not None or known is not None:
+        joined = run is None and simulation.fate(event) is not None
+        told.unmatched += run is None and known is None and not joined
+        if run is not None or known is not None or joined:
             begun.append((event, run, known))
     simulation.wait_until(format_time(max(now, simulation.now)))
     told.comparisons = [_compared(simulation, *each) for each in begun]
+    told.flow = tally(simulation, [compared.fate for compared in told.comparisons])
     return told
+
+
+def tally(simulation: Simulation, fates: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """What flow control did in all, as JSON data; None: the workflow has none.
+
+    ``began`` (at once), ``waited`` (began later; ``longest_s``: the longest of these waits), ``held``, ``joined``,
+    ``left_out`` by outcome; ``ignored``: the parts that are taken no account of.
+    """
+    if simulation.workflow.control is None:
+        return None
+    told: dict[str, Any] = {"began": 0, "waited": 0, "longest_s": 0.0, "held": 0, "joined": 0, "left_out": {}}
+    for fate in fates:
+        if fate is None:
+            continue
+        if fate["did"] == "left out":
+            told["left_out"][fate["outcome"]] = told["left_out"].get(fate["outcome"], 0) + 1
+        elif fate["did"] == "began" and fate["by"] is not None:
+            told["waited"] += 1
+            told["longest_s"] = max(told["longest_s"], fate["waited_s"])
+        else:
+            told[fate["did"]] += 1
+    return told | {"ignored": simulation.ignores}
 
 
 def report(simulation: Simulation, run: StoryRun) -> dict[str, Any]:
@@ -250,12 +342,17 @@ def _step(simulation: Simulation, run: StoryRun, visit: StepState) -> dict[str, 
 
 def _compared(simulation: Simulation, event: Event, run: StoryRun | None, recorded: Recorded | None) -> Comparison:
     made = report(simulation, run) if run is not None else None
-    if made is None or recorded is None:
-        return Comparison(event, GONE if made is None else NEW, made, recorded)
+    fate = simulation.fate(event)
+    if fate is not None and recorded is None and simulation.is_recorded(fate.get("of")):  # as it did
+        return Comparison(event, SAME, made, None, fate=fate)
+    if recorded is None:
+        return Comparison(event, NEW, made, None, fate=fate)
+    if made is None:
+        return Comparison(event, GONE, None, recorded, fate=fate)
     if recorded["status"] not in (*TERMINAL, WAITING):
-        return Comparison(event, OPEN, made, recorded)
+        return Comparison(event, OPEN, made, recorded, fate=fate)
     differences = tuple(_differences(made, recorded))
-    return Comparison(event, DIFFERENT if differences else SAME, made, recorded, differences)
+    return Comparison(event, DIFFERENT if differences else SAME, made, recorded, differences, fate)
 
 
 def _differences(made: Mapping[str, Any], recorded: Recorded) -> Iterator[str]:

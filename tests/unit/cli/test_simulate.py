@@ -284,3 +284,172 @@ def test_a_wrong_command_line_says_so(
     ended, out, err = invoke("simulate", *arguments)
     assert (ended, out) == (code, "")
     assert "rror: " in err
+
+
+# --- flow control ----------------------------------------------------------------------------------------------------
+
+
+def shaped(folder: Path, said: str) -> str:
+    path = folder / "shaped.yaml"
+    path.write_text(
+        f"name: order\ntrigger: {{event: order.paid}}\n{said}\n"
+        'steps: [{id: note, action: log, with: {message: "{{ event.data.total }}"}}]\n'
+    )
+    return str(path)
+
+
+def paid(*seconds: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"e{n}", "type": "order.paid", "time": f"2030-01-01T10:00:{at:02}Z", "data": {"total": n}}
+        for n, at in enumerate(seconds)
+    ]
+
+
+def fates(folder: Path, invoke: Invoke, said: str, *seconds: int) -> tuple[list[str], dict[str, Any]]:
+    """Of given events: what flow control did with each, when, and in all."""
+    code, out, err = invoke("simulate", shaped(folder, said), "--event", event_file(folder, *paid(*seconds)), "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    told = [(event["flow"]["did"], event["flow"]["at"][17:19]) for event in answer["events"]]
+    begun = [run["steps"][0]["started_at"][17:19] for run in answer["runs"]]
+    assert begun == [at for did, at in told if did == "began"], "what is said to begin does"
+    return [" ".join(each) for each in told], answer["flow"]
+
+
+@pytest.mark.parametrize(
+    ("said", "did", "summary"),
+    [
+        (
+            "rate_limit: {limit: 2, period: 10s}",
+            ["began 00", "began 01", "left out 02", "left out 03", "began 20"],
+            {"began": 3, "left_out": {"rate_limited": 2}},
+        ),
+        (
+            "throttle: {limit: 1, period: 5s, burst: 1}",
+            ["began 00", "began 01", "began 05", "began 10", "began 20"],
+            {"began": 3, "waited": 2, "longest_s": 7.0},
+        ),
+        (
+            "debounce: {period: 4s}",
+            ["left out 01", "left out 02", "left out 03", "began 07", "began 24"],
+            {"waited": 2, "longest_s": 4.0, "left_out": {"debounced": 3}},
+        ),
+        (
+            "batch: {size: 3, timeout: 5s}",
+            ["began 02", "joined 02", "joined 02", "began 08", "began 25"],
+            {"waited": 3, "longest_s": 5.0, "joined": 2},
+        ),
+        (
+            "concurrency: 1\nordering_key: all",
+            ["began 00", "began 01", "began 02", "began 03", "began 20"],
+            {"began": 5, "ignored": ["concurrency", "ordering_key"]},
+        ),
+        (
+            "debounce: {period: 4s}\nsingleton: skip",
+            ["left out 01", "left out 02", "left out 03", "began 07", "began 24"],
+            {"waited": 2, "longest_s": 4.0, "left_out": {"debounced": 3}, "ignored": ["singleton"]},
+        ),
+    ],
+)
+def test_flow_control_goes_by_the_times_of_the_events(
+    tmp_path: Path, invoke: Invoke, said: str, did: list[str], summary: dict[str, Any]
+) -> None:
+    nothing = {"began": 0, "waited": 0, "longest_s": 0.0, "held": 0, "joined": 0, "left_out": {}, "ignored": []}
+    assert fates(tmp_path, invoke, said, 0, 1, 2, 3, 20) == (did, nothing | summary)
+
+
+def test_without_flow_control_nothing_is_said_of_it(tmp_path: Path, invoke: Invoke) -> None:
+    command = ("simulate", shaped(tmp_path, ""), "--event", event_file(tmp_path, *paid(0, 1)))
+    answer = json.loads(invoke(*command, "--json")[1])
+    assert (answer["flow"], [event["flow"] for event in answer["events"]]) == (None, [None, None])
+    assert "flow control" not in invoke(*command)[1]
+
+
+def test_what_time_ends_before_is_still_held(tmp_path: Path, invoke: Invoke) -> None:
+    file = event_file(tmp_path, *paid(0, 1))
+    out = invoke("simulate", shaped(tmp_path, "batch: {size: 9, timeout: 1h}"), "--event", file, "--for", "1m")[1]
+    assert out.splitlines() == [
+        "order.paid  e0  matched, still held (batch)",
+        "order.paid  e1  matched, joined the batch of e0, which is still held",
+        "",
+        "flow control: 0 began at once; 0 later; 1 joined a batch; 0 left out; 1 still held",
+    ]
+
+
+def minutes(*at: int) -> list[dict[str, Any]]:
+    """Stored events of these minutes."""
+    times = [f"2026-01-01T10:{minute:02}:00.000Z" for minute in at]
+    return [stored(n, n, time=time, received_at=time) for n, time in enumerate(times)]
+
+
+def noted(n: int, minute: int) -> dict[str, Any]:
+    at = f"2026-01-01T10:{minute:02}:00.000Z"
+    return run(n, "succeeded", {**step("note", "succeeded", n), "finished_at": at})
+
+
+def simulated(folder: Path, server: Server, invoke: Invoke, said: str, *runs: dict[str, Any]) -> dict[str, Any]:
+    """Events of the minutes 0, 1, 2 and 30, which had these runs, with this flow control."""
+    events = minutes(0, 1, 2, 30)
+    server.answers = [page(*reversed(events)), page(*runs), *(Answer(200, each) for each in runs)]
+    answer: dict[str, Any] = json.loads(
+        invoke("simulate", shaped(folder, said), "--since", "2026-01-01T00:00:00Z", "--json")[1]
+    )
+    return answer
+
+
+def verdicts(answer: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(item["verdict"], item["flow"]["did"]) for item in answer["items"]]
+
+
+def test_a_limit_that_was_not_there_shows_in_the_diff(tmp_path: Path, server: Server, invoke: Invoke) -> None:
+    had = [noted(n, minute) for n, minute in enumerate((0, 1, 2, 30))]
+    answer = simulated(tmp_path, server, invoke, "rate_limit: {limit: 1, period: 5m}", *had)
+    assert verdicts(answer) == [("same", "began"), *[("different", "left out")] * 2, ("same", "began")]
+    assert answer["items"][1]["differences"] == [
+        "status: was succeeded, would be cancelled",
+        "outcome: was None, would be rate_limited",
+        "step note: was succeeded, would not be reached",
+    ]
+    assert answer["flow"]["left_out"] == {"rate_limited": 2}
+    answer = simulated(tmp_path, server, invoke, "batch: {size: 3, timeout: 1h}", *had)
+    assert verdicts(answer) == [("same", "began"), *[("gone", "joined")] * 2, ("same", "began")]
+
+
+def test_what_flow_control_did_it_would_do_again(tmp_path: Path, server: Server, invoke: Invoke) -> None:
+    left = {**run(1, "cancelled"), "outcome": "rate_limited"}
+    answer = simulated(
+        tmp_path,
+        server,
+        invoke,
+        "rate_limit: {limit: 2, period: 5m}",
+        noted(0, 0),
+        noted(1, 1),
+        {**left, "event_uid": UIDS[2]},
+        noted(3, 30),
+    )
+    assert answer["summary"] == {"same": 4, "different": 0, "new": 0, "gone": 0, "open": 0, "unmatched": 0}
+    answer = simulated(tmp_path, server, invoke, "batch: {size: 3, timeout: 1h}", noted(0, 2), noted(3, 90 - 31))
+    assert answer["summary"] == {"same": 4, "different": 0, "new": 0, "gone": 0, "open": 0, "unmatched": 0}
+
+
+def test_a_batch_of_events_that_had_no_run_is_new(tmp_path: Path, server: Server, invoke: Invoke) -> None:
+    answer = simulated(tmp_path, server, invoke, "batch: {size: 3, timeout: 90s}")
+    assert verdicts(answer) == [("new", "began"), ("new", "joined"), ("new", "began"), ("new", "began")]
+
+
+def test_the_diff_says_what_flow_control_would_have_done(tmp_path: Path, server: Server, invoke: Invoke) -> None:
+    had = [noted(n, minute) for n, minute in enumerate((0, 1, 2, 30))]
+    events = minutes(0, 1, 2, 30)
+    server.answers = [page(*reversed(events)), page(*had), *(Answer(200, each) for each in had)]
+    said = "debounce: {period: 90s}\nconcurrency: 3"
+    lines = invoke("simulate", shaped(tmp_path, said), "--since", "2026-01-01T00:00:00Z")[1].splitlines()
+    assert lines[:2] == [
+        f"{UIDS[0]}  order.paid  different",
+        "  status: was succeeded, would be cancelled",
+    ]
+    assert "  flow control: left out: debounce: a later event came, for which the run of event e1 begins" in lines
+    assert lines[-3:] == [
+        "flow control: 0 began at once; 2 later (at most 1m30s); 0 joined a batch; left out: 2 debounced",
+        "not looked at, since it depends on how long runs are at work: concurrency",
+        "4 events: 2 same  2 different  0 new  0 gone  0 open  0 unmatched",
+    ]

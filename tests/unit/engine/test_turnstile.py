@@ -26,7 +26,7 @@ def numbers(*ns: int, t: str = "a") -> list[dict[str, Any]]:
     return [{"n": n, "t": t} for n in ns]
 
 
-def notes(story: Story) -> list[tuple[str, int]]:
+def notes(story: Story) -> list[tuple[str, Any]]:
     """What was noted, and when."""
     return [(did.at[11:19], did.params["message"]) for did in story.did("note")]
 
