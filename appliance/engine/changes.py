@@ -169,7 +169,10 @@ def change_of(
             change.timers = [*change.timers, TimerRow(drive.run_id, SIGNAL, now, drive.priority)]
     if isinstance(end, Ended):
         _put_end(change, drive, end, now, entry, announce)
-    if drive.revision.workflow.control is not None and not isinstance(end, Backoff | None):
+    if drive.revision.workflow.control is None:
+        if drive.moves:  # the revision that it was on may have had flow control
+            give_back(change, drive.run_id, over=True)
+    elif not isinstance(end, Backoff | None):
         give_back(change, drive.run_id, over=isinstance(end, Ended))
     return change
 

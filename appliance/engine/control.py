@@ -39,7 +39,7 @@ class Control:
         self.cancel_run = cancellations.cancel_run
         self.pause_run = pauses.pause_run
         self.resume_run = pauses.resume_run
-        self.migrate = Moves(pool, definitions).migrate
+        self.migrate = Moves(pool, definitions, on_timer).migrate
         self.retry_run = redrives.retry_run
         self.rerun = Reruns(pool, runs, definitions, on_timer).rerun
         self.replay = Replays(pool, runs, definitions, on_timer).replay

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from appliance.engine.following import obstacles
@@ -34,9 +35,10 @@ class Wanted(NamedTuple):
 class Moves:
     """One operation. Raises NotFound, Conflict, Malformed and StoreUnavailable."""
 
-    def __init__(self, pool: Pool, definitions: Definitions) -> None:
+    def __init__(self, pool: Pool, definitions: Definitions, on_timer: Callable[[float], None]) -> None:
         self._unfinished = Unfinished(pool)
         self._definitions = definitions
+        self._on_timer = on_timer
 
     async def migrate(self, name: str, actor: str, wanted: Wanted, *, dry_run: bool = False) -> dict[str, Any]:
         """Move parked and paused runs, a page of them; with ``dry_run`` only say what would become of each.
@@ -57,7 +59,8 @@ class Moves:
             page.stay(run_id, None, f"{name!r} has no such run that is not over")
         moved = [run.id for run in page.ready]
         if page.ready and not dry_run:
-            done = await undisturbed(lambda: self._unfinished.move(page.ready, target.id, actor))
+            done = await undisturbed(lambda: self._unfinished.move(page.ready, target, actor))
+            self._on_timer(time.time())
             moved, busy = [i for i in moved if i in done], [i for i in moved if i not in done]
             page.busy += busy
         answer = {"to": target.number, "moved": moved, "stayed": page.stayed, "busy": page.busy}

@@ -13,6 +13,7 @@ from appliance.identifiers import range_start
 from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
 from appliance.store.runs import StoredRun
+from appliance.workflows.revision import Revision
 
 _SQL = named("unfinished")
 _FIRST = range_start(0)
@@ -44,14 +45,17 @@ class Unfinished:
             found = await _rows(connection, "numbered", workflow_id, number)
         return found[0][0] if found else None
 
-    async def move(self, runs: Sequence[StoredRun], revision_id: int, actor: str) -> set[str]:
+    async def move(self, runs: Sequence[StoredRun], to: Revision, actor: str) -> set[str]:
         """Put runs on another revision, and say so in the audit log; the ids of those that stood as they were read.
 
         Their versions are counted up. Who is about to write one of the others comes first.
         """
         ids, versions = [run.id for run in runs], [run.version for run in runs]
         async with checked_out(self._pool) as connection:
-            return {row[0] for row in await _rows(connection, "move", ids, versions, revision_id, actor)}
+            moved = [row[0] for row in await _rows(connection, "move", ids, versions, to.id, actor)]
+            if moved and to.workflow.control is None:
+                await connection.execute(_SQL["leave_flow_control"], (moved, moved))
+        return set(moved)
 
 
 async def _runs(connection: Connection, name: str, *values: Any) -> list[StoredRun]:

@@ -89,6 +89,7 @@ class Heart:
         made = Replica(config, self.urls, pool, registry, resources, http, founded)
         self.stack.push_async_callback(made.close_clients)
         self.stack.push_async_callback(made.recorder.close)
+        self.stack.push_async_callback(made.gatekeeper.close)
         await made.catalog.load()
         await made.consumer.found()
         self.replicas.append(made)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from appliance.engine.moves import Wanted
 from appliance.plugin import Context
 from appliance.store.pool import Connection
 from tests.integration.test_durable import NOTHING, World, told
@@ -166,7 +167,8 @@ async def test_a_delay_lasts_as_long_as_it_was_to_when_it_began(world: World) ->
     before = (await rows(world.db, "SELECT due_at FROM timers"))[0]
     await rows(
         world.db,
-        "INSERT INTO timers (run_id, key, due_at, priority) SELECT id, '+signal', now(), 'normal' FROM runs RETURNING 1",
+        "INSERT INTO timers (run_id, key, due_at, priority) "
+        "SELECT id, '+signal', now(), priority FROM runs RETURNING 1",
     )
 
     async def moved() -> bool:
@@ -312,3 +314,111 @@ async def test_what_would_not_be_undone_keeps_a_run_where_it_is(world: World) ->
     await world.event("paid")
     await world.until("succeeded")
     assert await numbers(world) == [1]
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_pinned_run_that_was_moved_goes_on_there(world: World) -> None:
+    await parked(world, flow(WAIT, told("b"), follow=False))
+    await world.put(flow(WAIT, told("c"), follow=False))
+    control = world.heart.replicas[0].control
+    assert len((await control.migrate("w", "ann", Wanted()))["moved"]) == 1
+    assert await numbers(world) == [2]
+    await world.event("paid")
+    await world.until("succeeded")
+    assert list(await world.steps()) == ["paid", "c"]
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
+
+
+async def test_a_paused_run_that_was_moved_goes_on_there_when_it_is_resumed(world: World) -> None:
+    world.heart.behave["a"] = failing(1)
+    await world.put(flow(told("a", retry={"initial": "1h", "max": "1h", "jitter": False}), follow=False))
+    await world.event("t")
+    await world.until("retrying")
+    ((run,),) = await rows(world.db, "SELECT id::text FROM runs")
+    control = world.heart.replicas[0].control
+    await control.pause_run(run, "ann")
+    await world.put(flow({**told("a"), "with": {"how": "better"}}, told("b"), follow=False))
+    await control.migrate("w", "ann", Wanted(runs=[run]))
+    assert await world.status() == ["paused"]
+    await rows(world.db, "UPDATE steps SET due_at = now() RETURNING 1")
+    await control.resume_run(run, "ann")
+    await world.until("succeeded")
+    assert (world.heart.calls["better"], world.heart.calls["b"]) == ([2], [1])
+    assert (await world.heart.replicas[0].history.get_run(run))["revision"] == 2
+
+
+async def test_a_run_that_is_moved_while_it_is_woken_goes_on_where_it_was_moved_to(world: World) -> None:
+    """Whoever read it before is fenced, and looks again."""
+    await parked(world, flow(WAIT, told("b"), follow=False))
+    await world.put(flow(WAIT, told("c"), follow=False))
+    replica = world.heart.replicas[0]
+    look = replica.catalog.revision
+    moved: list[str] = []
+
+    async def and_somebody_moves_it(revision_id: int) -> Any:
+        replica.catalog.revision = look  # type: ignore[method-assign]
+        moved.extend((await replica.control.migrate("w", "ann", Wanted()))["moved"])
+        return await look(revision_id)
+
+    replica.catalog.revision = and_somebody_moves_it  # type: ignore[method-assign]
+    await world.event("paid")
+    await world.until("succeeded")
+    assert len(moved) == 1
+    assert await numbers(world) == [2]
+    assert (world.heart.calls["b"], world.heart.calls["c"]) == ([], [1])
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_a_run_leaves_flow_control_with_the_revision_that_had_it(world: World, by_hand: bool) -> None:
+    await parked(world, flow(WAIT, told("b"), ordering_key="{{ event.type }}", follow=False))
+    assert await rows(world.db, "SELECT keeps FROM places") == [(True,)]
+    await world.put(flow(WAIT, told("c"), follow=not by_hand))
+    if by_hand:
+        await world.heart.replicas[0].control.migrate("w", "ann", Wanted())
+        assert await rows(world.db, "SELECT keeps FROM places") == []
+    await world.event("paid")
+    await world.until("succeeded")
+    assert await numbers(world) == [2]
+    assert await rows(world.db, "SELECT keeps FROM places") == []
+
+
+async def test_a_run_that_waits_for_its_place_goes_on_where_there_is_none_to_wait_for(world: World) -> None:
+    go = asyncio.Event()
+
+    async def until_told(_: Context) -> None:
+        await go.wait()
+
+    world.heart.behave["busy"] = until_told
+    shaped = flow(WAIT, told("busy"), concurrency=1, follow=False)
+    await parked(world, shaped)
+    await world.event("t")
+    await world.until("waiting", "waiting")
+    await world.event("paid")
+    await wait_until(lambda: world.heart.calls["busy"], "one of the two to be at work")
+
+    async def queued() -> bool:
+        return bool(await rows(world.db, "SELECT 1 FROM queue"))
+
+    await wait_until(queued, "the other one to wait")
+    await world.put(flow(WAIT, told("c"), follow=False))
+    answer = await world.heart.replicas[0].control.migrate("w", "ann", Wanted())
+    assert (len(answer["moved"]), len(answer["busy"])) == (1, 1)
+    await wait_until(lambda: world.heart.calls["c"], "the other one to go on")
+    assert await rows(world.db, "SELECT 1 FROM queue") == []
+    go.set()
+    await world.until("succeeded", "succeeded")
+
+
+async def test_a_run_that_flow_control_holds_begins_in_its_own_revision(world: World) -> None:
+    await parked(world, flow(WAIT, told("b"), ordering_key="{{ event.type }}"))
+    await world.event("t")
+    await world.until("waiting", "waiting")
+    await world.put(flow(WAIT, told("c")))
+    found = await world.heart.replicas[0].impact.of("w", world.heart.replicas[0].catalog.current("w").workflow)
+    assert [(group.at, group.gaps) for group in found] == [
+        (("paid",), ()),
+        ((), ("it has not begun, and flow control says when it does",)),
+    ]

@@ -49,3 +49,13 @@ WITH mine AS (
     FROM moved JOIN revisions old ON old.id = moved.old JOIN revisions new ON new.id = moved.new
 )
 SELECT id::text FROM moved
+
+-- name: leave_flow_control
+-- Runs that were moved to where there is none: their places are free, and those that waited for some go on.
+WITH left_places AS (
+    DELETE FROM places WHERE run_id = ANY(%s::uuid[])
+), left_queue AS (
+    DELETE FROM queue WHERE run_id = ANY(%s::uuid[]) RETURNING run_id, priority
+)
+INSERT INTO timers (run_id, key, due_at, priority) SELECT run_id, '+signal', now(), priority FROM left_queue
+ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)

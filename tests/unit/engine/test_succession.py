@@ -423,7 +423,7 @@ def test_whatever_definitions_become_runs_that_follow_come_to_an_end(group: int)
 def _played(seed: int) -> Changing:
     rng = random.Random(seed)
     family = Maker(rng, calm=False).family()
-    world = Changing(family, seed, Storm(rng.randint(1, 3), *rng.choices([0.0, 0.1], k=3)))
+    world = Changing(family, seed, Storm(rng.randint(1, 3), rng.choice([0.0, 0.1]), 0.1, 0.1))
     people = People(world, rng)
     try:
         world.enqueue(MAIN, wake=False)
