@@ -124,6 +124,11 @@ def test_the_example_of_the_documents_prints_what_they_say(
     (tmp_path / "event.json").write_text(event)
     code, out, _ = invoke(*shlex.split(command)[1:])
     assert (code, out) == (0, printed)
+    (_, draft), (_, event), (_, command), (_, printed) = blocks[6:10]
+    (tmp_path / "search.yaml").write_text(draft)
+    (tmp_path / "changes.json").write_text(event)
+    code, out, _ = invoke(*shlex.split(command)[1:])
+    assert (code, out) == (0, printed)
 
 
 # --- stored events ---------------------------------------------------------------------------------------------------
