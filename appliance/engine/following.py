@@ -6,6 +6,7 @@ import contextlib
 import logging
 from typing import Protocol
 
+from appliance.batching import Batcher
 from appliance.engine.changes import CANCEL, RETRY
 from appliance.engine.succession import gaps
 from appliance.errors import NotFound
@@ -14,6 +15,7 @@ from appliance.workflows.revision import Revision, Workflow
 
 log = logging.getLogger(__name__)
 
+_LIMIT = 1000
 _MAX_SAID = 1000
 """Reasons that are remembered as logged."""
 
@@ -40,6 +42,7 @@ class Following:
 
     def __init__(self, definitions: Definitions) -> None:
         self._definitions = definitions
+        self._looks: Batcher[None, None] = Batcher(self._look, limit=_LIMIT, name="following")
         self._said: set[tuple[int, int, tuple[str, ...]]] = set()
 
     async def revision(self, run: StoredRun, own: Revision) -> Revision:
@@ -47,7 +50,7 @@ class Following:
         if self._target(own) is None:
             return own
         # What is in force here may be older than what another replica has moved the run to: never back to that.
-        await self._definitions.catch_up(self._definitions.version + 1)
+        await self._looks.submit(None)
         target = self._target(own)
         if target is None:
             return own
@@ -56,6 +59,11 @@ class Following:
             return target
         self._say(run, own, target, reasons)
         return own
+
+    async def _look(self, asking: list[None]) -> list[None]:
+        """Take over what is in force by now: one question for all who ask at the same time."""
+        await self._definitions.catch_up(self._definitions.version + 1)
+        return asking
 
     def _target(self, own: Revision) -> Revision | None:
         """The revision in force, if it is another one and runs follow it."""

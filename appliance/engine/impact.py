@@ -13,7 +13,7 @@ from appliance.store.unfinished import Unfinished
 from appliance.workflows.revision import Revision, Workflow
 
 MAX_RUNS = 10_000
-"""Unfinished runs that are looked at: some seconds at most."""
+"""Unfinished runs that are looked at: about a second."""
 MAX_GROUPS = 100
 _PAGE = 500
 
