@@ -50,13 +50,13 @@ class Moves:
         current = self._definitions.current(name)
         target = await self._numbered(current, wanted.to, "to")
         source = None if wanted.source is None else await self._numbered(current, wanted.source, "from")
-        found, cursor = await self._found(current.workflow_id, wanted)
-        page = _Page(target, wanted.runs is not None)
+        found, cursor = await self._found(wanted, target, source)
+        page = _Page(target)
         for run in found:
-            if source is None or run.revision_id == source.id:
-                await self._sort(page, run)
+            await self._sort(page, run)
+        there = "" if source is None else f" on revision {source.number}"
         for run_id in set(wanted.runs or ()).difference(run.id for run in found):
-            page.stay(run_id, None, f"{name!r} has no such run that is not over")
+            page.stay(run_id, None, f"{name!r} has no such run{there} that is not over")
         moved = [run.id for run in page.ready]
         if page.ready and not dry_run:
             done = await undisturbed(lambda: self._unfinished.move(page.ready, target, actor))
@@ -66,15 +66,21 @@ class Moves:
         answer = {"to": target.number, "moved": moved, "stayed": page.stayed, "busy": page.busy}
         return {**answer, "next_cursor": cursor}
 
-    async def _found(self, workflow_id: int, wanted: Wanted) -> tuple[list[StoredRun], str | None]:
+    async def _found(
+        self, wanted: Wanted, target: Revision, source: Revision | None
+    ) -> tuple[list[StoredRun], str | None]:
         """The runs of this page, and where the next one begins."""
+        only = None if source is None else source.id
         if wanted.runs is not None:
             if wrong := [run for run in wanted.runs if not is_uuid(run)]:
                 raise Malformed(f"runs: {wrong[0]!r:.80} is not the id of a run", code="attribute")
-            return await self._unfinished.named(workflow_id, wanted.runs), None
+            named = await self._unfinished.named(target.workflow_id, wanted.runs)
+            return [run for run in named if only in (None, run.revision_id)], None
         if wanted.after is not None and not is_uuid(wanted.after):
             raise Malformed("cursor: not what an earlier answer gave as next_cursor", code="attribute")
-        found = await self._unfinished.page(workflow_id, after=wanted.after, limit=PAGE)
+        found = await self._unfinished.page(
+            target.workflow_id, after=wanted.after, limit=PAGE, on=only, not_on=target.id
+        )
         return found, found[-1].id if len(found) == PAGE else None
 
     async def _numbered(self, current: Revision, number: int | None, member: str) -> Revision:
@@ -102,20 +108,18 @@ class Moves:
 
 
 class _Page:
-    """What becomes of each run; ``ready`` are those that can be moved. ``named``: a person named the runs."""
+    """What becomes of each run; ``ready`` are those that can be moved."""
 
-    def __init__(self, target: Revision, named: bool) -> None:
+    def __init__(self, target: Revision) -> None:
         self.ready: list[StoredRun] = []
         self.stayed: list[dict[str, Any]] = []
         self.busy: list[str] = []
         self._target = target
-        self._named = named
 
     def sort(self, run: StoredRun, own: Revision) -> None:
         """Look at one run."""
         if own.id == self._target.id:
-            if self._named:
-                self.stay(run.id, own.number, "it is on that revision already")
+            self.stay(run.id, own.number, "it is on that revision already")
         elif run.holder != TIMER:
             self.busy.append(run.id)
         elif reasons := obstacles(run, own.workflow, self._target.workflow):

@@ -29,10 +29,22 @@ class Unfinished:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def page(self, workflow_id: int, *, after: str | None = None, limit: int) -> list[StoredRun]:
-        """Runs in the order of their ids, behind the one whose id is ``after``."""
+    async def page(
+        self,
+        workflow_id: int,
+        *,
+        after: str | None = None,
+        limit: int,
+        on: int | None = None,
+        not_on: int | None = None,
+    ) -> list[StoredRun]:
+        """Runs in the order of their ids, behind the one whose id is ``after``.
+
+        ``on`` and ``not_on`` are ids of revisions: only runs that are on that one, or on another one.
+        """
+        values = (workflow_id, after or _FIRST, on, on, not_on, not_on, limit)
         async with checked_out(self._pool) as connection:
-            return await _runs(connection, "page", workflow_id, after or _FIRST, limit)
+            return await _runs(connection, "page", *values)
 
     async def named(self, workflow_id: int, ids: Sequence[str]) -> list[StoredRun]:
         """Those of these runs that are of this workflow, and not over."""

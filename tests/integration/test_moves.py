@@ -11,11 +11,15 @@ import pytest_asyncio
 
 from appliance.engine import impact as impact_module
 from appliance.engine import moves as moves_module
+from appliance.engine.following import obstacles
 from appliance.engine.impact import Impact, Touched
 from appliance.engine.moves import Wanted
 from appliance.errors import Conflict, DefinitionError, Fenced, Malformed, NotFound, Problem
 from appliance.identifiers import uuid7
 from appliance.store.queries import named
+from appliance.store.runs import Runs
+from appliance.store.unfinished import Unfinished
+from appliance.workflows.compile import compile_workflow
 from tests.integration.stand import PARKED, PLAIN, SAGA, Stand, standing
 
 WITHOUT_B = {"name": "plain", "steps": [{"id": "a", "action": "x"}, {"id": "c", "action": "x"}]}
@@ -127,6 +131,41 @@ async def test_named_runs_are_each_answered_for(stand: Stand) -> None:
     there_already = (2, "it is on that revision already")
     assert reasons == {foreign: (None, unknown), over: (None, unknown), there: there_already}
     assert await on(stand, other) == [(1, 1)]
+
+
+async def test_a_named_run_that_is_on_another_revision_than_was_said_stays(stand: Stand) -> None:
+    first = await stand.run(steps=AT_A)
+    await stand.workflow(WITHOUT_B)
+    second = await stand.run(steps=AT_A)
+    await stand.workflow(PLAIN)
+    answer = await migrate(stand, source=2, runs=[first, second])
+    why = "'plain' has no such run on revision 2 that is not over"
+    assert (answer["moved"], answer["stayed"]) == ([second], [{"id": first, "revision": None, "reasons": [why]}])
+
+
+async def test_what_is_read_of_a_run_says_the_same_as_all_of_it(stand: Stand) -> None:
+    steps = {
+        "charge": "succeeded",
+        "each": "running",
+        "book[0]": "failed",
+        "book[1]": "succeeded",
+        "book[2]": "waiting",
+    }
+    state = {**PARKED, "blocks": {"each": [3, 3, {"0": None, "1": "book[1]"}]}, "at": "book[0]", "ending": "failed"}
+    run_id = await stand.run(SAGA, state=state | {"phase": "", "outcome": None, "output": None}, steps=steps)
+    old = compile_workflow({"trigger": "manual", **SAGA}, actions=None)
+    read = await Unfinished(stand.pool).page(stand.catalog.current("saga").workflow_id, limit=9)
+    whole = await Runs(stand.pool).load(run_id)
+    assert whole is not None
+    for definition in (
+        {"name": "saga", "steps": [*SAGA["steps"], {"id": "more", "action": "x"}]},
+        {"name": "saga", "steps": SAGA["steps"][1:]},
+        {"name": "saga", "steps": SAGA["steps"][:1]},
+        {"name": "saga", "steps": [{"id": "book", "action": "x"}]},
+    ):
+        new = compile_workflow({"trigger": "manual", **definition}, actions=None)
+        assert [obstacles(run, old, new) for run in read] == [obstacles(whole, old, new)]
+    assert obstacles(whole, old, new) != ()
 
 
 async def test_very_many_runs_are_moved_page_by_page(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +295,7 @@ async def test_runs_that_are_over_cost_nothing(stand: Stand) -> None:
     )
     await stand.rows("ANALYZE runs")
     statement = "EXPLAIN (ANALYZE, FORMAT JSON) " + named("unfinished")["page"].decode()
-    plan = (await stand.one(statement, workflow_id, uuid7(0), 500))[0]["Plan"]
+    plan = (await stand.one(statement, workflow_id, uuid7(0), *[None] * 4, 500))[0]["Plan"]
     nodes = [plan]
     for node in nodes:
         nodes += node.get("Plans", ())

@@ -5,6 +5,7 @@ SELECT r.id::text, r.workflow_id, r.revision_id, r.status::text, r.version, r.pr
        r.details -> 'rerun' IS NOT NULL
 FROM runs r
 WHERE r.workflow_id = %s AND r.status IN ('running', 'waiting', 'retrying', 'paused') AND r.id > %s::uuid
+  AND (%s::int IS NULL OR r.revision_id = %s) AND (%s::int IS NULL OR r.revision_id <> %s)
 ORDER BY r.id LIMIT %s
 
 -- name: named
