@@ -185,6 +185,11 @@ class Runs:
             found = dict(await _rows(connection, "prior_events", uids))
         return [found.get(uid) for uid in uids]
 
+    async def recorded(self, run_ids: list[str]) -> set[str]:
+        """Those of these runs that have a row."""
+        async with checked_out(self._pool) as connection:
+            return {row[0] for row in await _rows(connection, "recorded", run_ids)}
+
     async def moved(self, run_id: str, stream: str, entry_id: str) -> bool:
         """Whether the run's dead letter of this entry took the event from ``handled`` to ``dead``."""
         async with checked_out(self._pool) as connection:

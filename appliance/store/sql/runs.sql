@@ -28,6 +28,10 @@ SELECT r.id::text, r.event_uid::text, r.workflow_id, r.revision_id, r.status::te
        r.error, r.origin, r.details::text, r.result::text, r.asked
 FROM runs r WHERE r.id = ANY(%b::text[]::uuid[])
 
+-- name: recorded
+SELECT u.id FROM unnest(%b::text[]) AS u (id)
+CROSS JOIN LATERAL (SELECT FROM runs WHERE runs.id = u.id::uuid OFFSET 0) AS r
+
 -- name: events
 SELECT uid::text, id, source, type, subject, time, attributes::text, data::text, key::text, outcome::text
 FROM events WHERE uid = ANY(%b::text[]::uuid[])
