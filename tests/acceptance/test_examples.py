@@ -295,3 +295,87 @@ def test_the_digest_is_due_on_working_mornings_in_berlin() -> None:
     (schedule,) = workflow.schedules
     assert isinstance(schedule, Schedule)
     assert (schedule.expression, schedule.timezone) == ("30 6 * * 1-5", "Europe/Berlin")
+
+
+# --- search index ----------------------------------------------------------------------------------------------------
+
+
+def test_the_index_is_told_once_of_a_product_that_is_edited_again_and_again() -> None:
+    told = story("search-index")
+    told.events("product.changed", *({"sku": "pen", "price": price} for price in (1, 2, 3)), every="6s")
+    (ink,) = told.event("product.changed", {"sku": "ink", "price": 9})
+    told.wait("9s")
+    assert told.done == [], "it is not quiet yet"
+    told.wait("1s")
+    assert [did.params["json"] for did in told.did("write")] == [{"sku": "pen", "price": 3}, {"sku": "ink", "price": 9}]
+    assert [run.outcome for run in told.runs] == ["debounced", "debounced", None, None]
+    assert ink.status == "succeeded"
+
+
+def test_the_index_does_not_wait_for_ever_and_hears_what_came_last() -> None:
+    told = story("search-index")
+    told.events("product.changed", *({"sku": "pen", "price": price} for price in range(16)), every="8s")
+    assert [did.at[11:19] for did in told.did("write")] == ["09:02:00"]
+    told.event("product.removed", {"sku": "pen"})
+    told.wait("1m")
+    assert [did.params["method"] for did in told.done] == ["PUT", "DELETE"], "the removal was the last word"
+
+
+def test_an_import_reaches_the_index_at_its_pace() -> None:
+    told = story("search-index")
+    told.events("product.changed", *({"sku": number, "price": 1} for number in range(100)))
+    told.wait("10s")
+    assert len(told.done) == 20
+    told.wait("4s")
+    assert len(told.done) == 100
+
+
+# --- comment digest --------------------------------------------------------------------------------------------------
+
+
+def comment(by: str, text: str, thread: str = "Plans") -> dict[str, str]:
+    return {"follower": "ada@example.org", "by": by, "text": text, "thread": thread}
+
+
+def test_a_follower_gets_one_mail_for_four_hours_of_comments() -> None:
+    told = story("comment-digest")
+    told.event("comment.added", comment("Bob", "shall we?"))
+    told.wait("3h")
+    told.event("comment.added", comment("Eve", "we shall", "Lunch"))
+    told.event("comment.added", {**comment("Eve", "hello"), "follower": "ida@example.org"})
+    told.event("comment.added", {**comment("Eve", "nobody listens"), "follower": None})
+    told.wait("59m")
+    assert told.done == []
+    told.wait("1m")
+    (mail,) = told.done
+    assert (mail.params["to"], mail.params["subject"]) == ("ada@example.org", "2 new comments")
+    assert mail.params["body"] == "In Plans, Lunch:\n\nBob: shall we?\nEve: we shall\n"
+    told.wait("4h")
+    assert subjects(told.done) == ["2 new comments", "A new comment"]
+    assert [run.output for run in told.runs] == [{"comments": 2}, {"comments": 1}]
+
+
+def test_fifty_comments_are_enough_for_a_mail() -> None:
+    told = story("comment-digest")
+    told.events("comment.added", *(comment("Bob", str(number)) for number in range(51)))
+    assert subjects(told.done) == ["50 new comments"]
+    assert [run.status for run in told.runs] == ["succeeded", "waiting"]
+
+
+def test_a_mail_server_that_is_away_does_not_split_the_digest() -> None:
+    told = story("comment-digest")
+    left = [2]
+
+    def away(_: dict[str, Any]) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise Retry("the mail server is away")
+
+    told.when("mail", away)
+    told.events("comment.added", comment("Bob", "1"), comment("Bob", "2"))
+    told.wait("5h")
+    assert [(did.attempt, did.params["subject"]) for did in told.done] == [
+        (1, "2 new comments"),
+        (2, "2 new comments"),
+        (3, "2 new comments"),
+    ]
