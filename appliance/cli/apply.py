@@ -11,7 +11,7 @@ import click
 
 from appliance.cli.client import API, Client, connected, failure_of, json_option, quoted
 from appliance.cli.exits import Exit
-from appliance.cli.proposals import Proposal, complaints, proposed, remarks, touched
+from appliance.cli.proposals import REFUSALS, Proposal, complaints, proposed, remarks, touched
 from appliance.cli.tables import cell, emit, table
 
 _DONE = {"create": "created", "change": "changed", "enable": "enabled", "disable": "disabled"}
@@ -26,6 +26,18 @@ class Pruned:
     plan: dict[str, Any]
     done: bool = False
     error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        told = {name: self.plan[name] for name in ("revision", "touches", "more")}
+        return {
+            "name": self.name,
+            "file": None,
+            "change": "disable",
+            "done": self.done,
+            **told,
+            "errors": _errors(self),
+        }
 
 
 @click.command()
@@ -81,7 +93,7 @@ def _make(client: Client, proposals: list[Proposal], pruned: list[Pruned], *, fo
     waiting = [proposal for proposal in proposals if proposal.changes]
     for proposal in _called_first(waiting):
         answer = client.ask("POST", f"{API}/workflows", proposal.data, _condition(proposal.plan, force))
-        if answer.status in (409, 412, 422, 428):
+        if answer.status in REFUSALS:
             proposal.refuse(answer)
             return
         if answer.status >= 300:
@@ -117,11 +129,7 @@ def _path(name: str) -> str:
 
 
 def _document(proposals: list[Proposal], pruned: list[Pruned]) -> dict[str, Any]:
-    others = [
-        {"name": each.name, "file": None, "change": "disable", "done": each.done, "errors": _errors(each)}
-        for each in pruned
-    ]
-    return {"items": [*(proposal.to_json() for proposal in proposals), *others]}
+    return {"items": [*(proposal.to_json() for proposal in proposals), *(each.to_json() for each in pruned)]}
 
 
 def _errors(each: Pruned) -> list[str]:

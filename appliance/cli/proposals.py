@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from appliance.cli.client import API, Answer, Client, failure_of
-from appliance.cli.exits import Exit
+from appliance.cli.exits import Exit, Failure
 from appliance.cli.tables import cell
 from appliance.errors import DefinitionError, Problem
 
 if TYPE_CHECKING:
     from appliance.workflows.loader import Document
 
-_REFUSALS = (409, 412, 422, 428)
+REFUSALS = (409, 412, 413, 422, 428)
 """Answers that are about the definition; any other failure ends the command."""
 
 
@@ -86,13 +86,15 @@ class Proposal:
 def proposed(client: Client, paths: Sequence[Path]) -> list[Proposal]:
     """Every definition in files and folders, with what it would change; nothing is changed.
 
-    Raises DefinitionError for files that can't be read, Failure if the process can't answer.
+    Raises DefinitionError for files that can't be read, Failure if there is nothing, or the process can't answer.
     """
     proposals = list(_read(paths))
+    if not proposals:
+        raise Failure(f"there is no definition in {', '.join(map(str, paths))}", Exit.CONFIGURATION)
     owners: dict[str, Proposal] = {}
     for proposal in proposals:
         answer = client.ask("POST", f"{API}/workflows?dry_run=true", proposal.data)
-        if answer.status in _REFUSALS:
+        if answer.status in REFUSALS:
             proposal.refuse(answer)
             continue
         if answer.status != 200:

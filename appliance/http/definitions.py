@@ -26,6 +26,10 @@ from appliance.preconditions import ANY, Precondition
 PREFIX = "/api/v1"
 _EVERY = Parameter("all", "Whether to list disabled workflows as well.", ("true", "false"))
 _DRY_RUN = Parameter("dry_run", "Change nothing, and answer what would happen.", ("true", "false"))
+_SEEN = (
+    Parameter("If-Match", "The ETag of what is to be changed, or *."),
+    Parameter("If-None-Match", "*: only create.", (ANY,)),
+)
 _DIFF = (
     Parameter("from", "Number of a revision. Required."),
     Parameter("to", "Number of another revision; the one in force if left out."),
@@ -59,6 +63,7 @@ class DefinitionApi:
                 handler=handler,
                 summary=summary,
                 parameters=(_DRY_RUN,),
+                headers=_SEEN,
                 answer="WorkflowAnswer",
                 **more,
             )
@@ -121,6 +126,7 @@ class DefinitionApi:
                 handler=self.put,
                 summary="Create a workflow, or a new revision of it",
                 parameters=(_DRY_RUN,),
+                headers=_SEEN,
                 body="Object",
                 answer="WorkflowAnswer",
                 statuses=(201, 200),

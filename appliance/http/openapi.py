@@ -40,7 +40,8 @@ def _described(operation: Operation) -> dict[str, Any]:
         "security": [] if operation.open else [{"bearer": []}, {"key": []}],
         "parameters": [
             *(_path_parameter(name) for name in _PATH_PARAMETER.findall(operation.path)),
-            *(_query_parameter(parameter) for parameter in operation.parameters),
+            *(_parameter(parameter, "query") for parameter in operation.parameters),
+            *(_parameter(header, "header") for header in operation.headers),
         ],
         "responses": {
             **{str(status): _answer(operation) for status in operation.statuses},
@@ -65,9 +66,9 @@ def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": _TEXT}
 
 
-def _query_parameter(parameter: Parameter) -> dict[str, Any]:
+def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
     schema = {**_TEXT, **({"enum": list(parameter.choices)} if parameter.choices else {})}
-    return {"name": parameter.name, "in": "query", "description": parameter.description, "schema": schema}
+    return {"name": parameter.name, "in": place, "description": parameter.description, "schema": schema}
 
 
 def _answer(operation: Operation) -> dict[str, Any]:
@@ -105,6 +106,15 @@ _MAYBE: Mapping[str, Any] = {"type": ["string", "null"]}
 _NUMBER: Mapping[str, Any] = {"type": "integer"}
 _FLAG: Mapping[str, Any] = {"type": "boolean"}
 _ANY: Mapping[str, Any] = {}
+_HELD = {
+    **_object(
+        **{"for": _one_of("debounce", "batch", "throttle", "ordering", "concurrency", "singleton")},
+        key=_TEXT,
+        until=_MAYBE,
+        position={"type": ["integer", "null"]},
+    ),
+    "type": ["object", "null"],
+}
 _RUN = _object(
     id=_TEXT,
     workflow=_TEXT,
@@ -120,6 +130,7 @@ _RUN = _object(
     finished_at=_MAYBE,
     updated_at=_TEXT,
     error=_MAYBE,
+    held=_HELD,
 )
 _STEP = _object(
     id=_TEXT,
@@ -149,6 +160,7 @@ _RUN_IN_FULL: Mapping[str, Any] = {
     "parent": {**_object(run_id=_TEXT, step=_TEXT), "type": ["object", "null"]},
     "rerun_of": {**_object(run_id=_TEXT, **{"from": _MAYBE}), "type": ["object", "null"]},
     "machine": {**_object(**_MACHINE), "type": ["object", "null"]},
+    "events": _list_of(_TEXT),
     "steps": _list_of(_STEP),
     "deliveries": _list_of(_DELIVERY),
     "children": _list_of(_object(step=_TEXT, run_id=_TEXT, workflow=_MAYBE, status=_MAYBE, outcome=_MAYBE)),
@@ -183,6 +195,7 @@ _EVENT = _object(
     stream=_MAYBE,
     entry_id=_MAYBE,
     outcome={"enum": ["handled", "unmatched", "dead", None]},
+    batches=_list_of(_object(run_id=_TEXT, workflow=_TEXT, status=_TEXT)),
 )
 _CLOUD_EVENT = {
     **_object(specversion=_TEXT, id=_TEXT, source=_TEXT, type=_TEXT, subject=_TEXT, time=_TEXT, data=_ANY),
@@ -278,6 +291,31 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         events=_list_of(_object(event=_TEXT, when=_ANY, next=_TEXT)),
         history=_list_of(_object(kind=_one_of("state", "event"), at=_MAYBE, state=_MAYBE)),
     ),
+    "Queue": _object(
+        workflow=_TEXT,
+        items=_list_of(
+            _object(
+                waiting=_NUMBER,
+                next=_list_of(_TEXT),
+                since=_TEXT,
+                needs=_list_of(
+                    _object(part=_TEXT, key=_TEXT, limit=_NUMBER, at_work=_NUMBER, runs=_list_of(_TEXT)),
+                ),
+            )
+        ),
+        meters=_list_of(
+            _object(
+                part=_TEXT,
+                key=_TEXT,
+                count={"type": ["integer", "null"]},
+                since=_MAYBE,
+                until=_TEXT,
+                run_id=_MAYBE,
+                waiting={"type": ["integer", "null"]},
+            )
+        ),
+        next_cursor=_MAYBE,
+    ),
     "DeadLetter": _object(
         id=_TEXT,
         kind=_one_of("entry", "step"),
@@ -367,6 +405,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         dead=_NUMBER,
         in_flight=_NUMBER,
         difference=_NUMBER,
+        skipped=_list_of(_object(workflow=_TEXT, reason=_TEXT, count=_NUMBER)),
     ),
     "Health": _object(status=_one_of("ok", "unavailable"), reasons=_list_of(_TEXT), details={"type": "object"}),
 }

@@ -18,7 +18,7 @@ Method = Literal["GET", "POST", "PUT"]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter (all are optional). ``choices`` is empty where any text goes."""
+    """A query parameter, or a header (all are optional). ``choices`` is empty where any text goes."""
 
     name: str
     description: str
@@ -39,6 +39,7 @@ class Operation:
     summary: str
     open: bool = False
     parameters: tuple[Parameter, ...] = ()
+    headers: tuple[Parameter, ...] = ()
     body: str | None = None
     body_optional: bool = False
     media_types: tuple[str, ...] = ("application/json",)

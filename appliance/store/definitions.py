@@ -170,9 +170,10 @@ class DefinitionStore:
         """Workflows whose files have gone: events start no runs of them any more, and no file owns them."""
         if not orphans:
             return
-        owned = ([row.name for row in orphans], [row.file for row in orphans])
+        names = [row.name for row in orphans]
         async with checked_out(self._pool) as connection:
-            cursor = await connection.execute(_SQL["disown"], owned)
+            await connection.execute(_SQL["lock_workflows"], (names,))
+            cursor = await connection.execute(_SQL["disown"], (names, [row.file for row in orphans]))
             await _note(connection, await cursor.fetchall(), actor, "disable workflow")
 
 
@@ -183,9 +184,7 @@ async def _put(connection: Connection, definitions: Sequence[NewDefinition], act
     digests = [d.digest for d in definitions]
     await connection.execute(_SQL["add_workflows"], (names, origins))
     await connection.execute(_SQL["lock_workflows"], (names,))
-    taken = ([d.name for d in definitions if d.origin == "file"],)
-    cursor = await connection.execute(_SQL["made_by_api"], taken)
-    before = [CurrentWorkflow(*row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
+    before = await _made_by_api(connection, [d.name for d in definitions if d.origin == "file"])
     await connection.execute(
         _SQL["add_revisions"],
         (names, digests, [d.definition for d in definitions], [d.source for d in definitions]),
@@ -199,6 +198,13 @@ async def _put(connection: Connection, definitions: Sequence[NewDefinition], act
     )
     await _note(connection, await cursor.fetchall(), actor, "put workflow")
     return before
+
+
+async def _made_by_api(connection: Connection, names: Sequence[str]) -> list[CurrentWorkflow]:
+    if not names:
+        return []
+    cursor = await connection.execute(_SQL["made_by_api"], (names,))
+    return [CurrentWorkflow(*row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
 
 
 async def _standing(connection: Connection, name: str) -> CurrentWorkflow | None:

@@ -177,6 +177,14 @@ def test_prune_disables_what_no_file_defines(server: Server, invoke: Invoke) -> 
     ]
 
 
+def test_nothing_to_apply_prunes_nothing(server: Server, invoke: Invoke) -> None:
+    Path("flows").mkdir()
+    for command in (("apply", "--prune"), ("diff",)):
+        code, out, err = invoke(*command, "flows")
+        assert (code, out, err) == (Exit.CONFIGURATION, "", "error: there is no definition in flows\n")
+    assert server.asked == []
+
+
 def test_any_other_failure_is_its_own(server: Server, invoke: Invoke) -> None:
     files(a="name: a")
     for at, status, code in ((0, 401, Exit.DENIED), (0, 503, Exit.UNAVAILABLE), (1, 503, Exit.UNAVAILABLE)):

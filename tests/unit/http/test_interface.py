@@ -64,6 +64,13 @@ async def test_parameters_are_described_in_both_documents(client: httpx.AsyncCli
         assert not [name for name in names - {"cursor", "limit"} if f"`{name}`" not in row]
 
 
+async def test_what_changes_workflows_says_which_headers_it_takes(client: httpx.AsyncClient) -> None:
+    paths = (await openapi(client))["paths"]
+    for method, path in (("put", ""), ("post", "/enable"), ("post", "/disable"), ("post", "/rollback")):
+        parameters = paths[f"/api/v1/workflows/{{name}}{path}"][method]["parameters"]
+        assert {p["name"] for p in parameters if p["in"] == "header"} == {"If-Match", "If-None-Match"}
+
+
 def test_every_problem_is_documented_with_its_status() -> None:
     rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \| (\d{3}) \|", DOCUMENT, re.MULTILINE))
     assert rows == {code: str(status) for code, (status, _) in KINDS.items()}
