@@ -112,12 +112,18 @@ class Consumer:
         return not self._can_commit() or time.monotonic() < self._store_back_at
 
     def free_slots(self) -> int:
-        """How many more entries may be taken on."""
-        return self._engine.concurrency - len(self._active) - len(self._ready)
+        """How many more entries may be read: held ones take slots too, where there are more than ``max_held``."""
+        return self._spare() - max(0, self._held - self._engine.max_held)
 
     def reclaimable(self) -> int:
-        """How many entries may be taken over: a few even when every slot is taken, or a busy replica never would."""
-        return self.free_slots() + max(1, self._engine.concurrency // 16)
+        """How many entries may be taken over: a few even when every slot is taken, or a busy replica never would.
+
+        What is held doesn't count: it may wait for just these.
+        """
+        return self._spare() + max(1, self._engine.concurrency // 16)
+
+    def _spare(self) -> int:
+        return self._engine.concurrency - len(self._active) - len(self._ready)
 
     def may_hold(self) -> bool:
         """Whether one more entry may be held for a retry; otherwise the retry is to be parked as a timer."""
