@@ -12,9 +12,11 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import NamedTuple
 
 from appliance.engine.state import TERMINAL
+from appliance.settings import format_duration
 from appliance.workflows.flow_control import LANE, FlowControl, Key, Slots
 
 COLLECTED, ORDER, TURN, PLACES = "collected", "order", "turn", "places"
@@ -321,9 +323,8 @@ class _Gate:
             (meter.at, meter.number) if meter is not None and self._now < meter.at + rate.period_s else (self._now, 0)
         )
         if count >= rate.limit:
-            return self._leave(
-                RATE_LIMITED, f"rate_limit: {rate.limit} runs in {rate.period_s:g} s have begun{_of(key)}"
-            )
+            period = format_duration(timedelta(seconds=rate.period_s))
+            return self._leave(RATE_LIMITED, f"rate_limit: {rate.limit} runs in {period} have begun{_of(key)}")
         self._note("rate_limit", key, at, count + 1, None, at + rate.period_s)
         return None
 

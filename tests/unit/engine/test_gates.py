@@ -108,7 +108,7 @@ def test_a_rate_limits_period_begins_with_the_first_event_and_what_is_too_much_s
     assert lobby.arrive(lobby.event("a", 1, k="x")) == [GO]
     lobby.wait(59)
     made = lobby.arrive(lobby.event("b", 2, k="x"), lobby.event("c", 3, k="x"), lobby.event("d", 4, k="y"))
-    assert made == [GO, Leave("rate_limited", "rate_limit: 2 runs in 60 s have begun for 'x'"), GO]
+    assert made == [GO, Leave("rate_limited", "rate_limit: 2 runs in 1m have begun for 'x'"), GO]
     lobby.wait(0.9)
     assert lobby.arrive(lobby.event("e", 5, k="x")) != [GO]
     lobby.wait(0.1)  # the period is over: the second event was in it, and counts no more
