@@ -47,30 +47,41 @@ class Moves:
         "revision", "reasons"}`` of each that can't go on there; ids of those that somebody has in hand, or took up just
         now. Runs that are over, or on that revision already, are left out unless they were named.
         """
-        current = self._definitions.current(name)
-        target = await self._numbered(current, wanted.to, "to")
-        source = None if wanted.source is None else await self._numbered(current, wanted.source, "from")
-        found, cursor = await self._found(wanted, target, source)
+        target, only = await self._ends(name, wanted)
+        found, cursor = await self._found(wanted, target, only)
         page = _Page(target)
         for run in found:
             await self._sort(page, run)
-        there = "" if source is None else f" on revision {source.number}"
         for run_id in set(wanted.runs or ()).difference(run.id for run in found):
+            there = "" if only is None else f" on revision {wanted.source}"
             page.stay(run_id, None, f"{name!r} has no such run{there} that is not over")
-        moved = [run.id for run in page.ready]
-        if page.ready and not dry_run:
-            done = await undisturbed(lambda: self._unfinished.move(page.ready, target, actor))
-            self._on_timer(time.time())
-            moved, busy = [i for i in moved if i in done], [i for i in moved if i not in done]
-            page.busy += busy
-        answer = {"to": target.number, "moved": moved, "stayed": page.stayed, "busy": page.busy}
-        return {**answer, "next_cursor": cursor}
+        if not dry_run:
+            await self._move(page, target, actor)
+        answer = {"to": target.number, "moved": [run.id for run in page.ready]}
+        return {**answer, "stayed": page.stayed, "busy": page.busy, "next_cursor": cursor}
 
-    async def _found(
-        self, wanted: Wanted, target: Revision, source: Revision | None
-    ) -> tuple[list[StoredRun], str | None]:
+    async def _ends(self, name: str, wanted: Wanted) -> tuple[Revision, int | None]:
+        """The revision to move to, and the id of the one that runs are to be on now."""
+        in_force = await self._unfinished.in_force(name)
+        if in_force is None:
+            raise NotFound(f"there is no workflow {name!r}")
+        workflow_id, to = in_force
+        if wanted.to is not None:
+            to = await self._numbered(name, workflow_id, wanted.to, "to")
+        what = "its revision in force" if wanted.to is None else f"revision {wanted.to} of {name!r}"
+        target = await self._usable(to, what)
+        if wanted.source is None:
+            return target, None
+        return target, await self._numbered(name, workflow_id, wanted.source, "from")
+
+    async def _numbered(self, name: str, workflow_id: int, number: int, member: str) -> int:
+        found = await self._unfinished.numbered(workflow_id, number)
+        if found is None:
+            raise NotFound(f"{member}: {name!r} has no revision {number}")
+        return found
+
+    async def _found(self, wanted: Wanted, target: Revision, only: int | None) -> tuple[list[StoredRun], str | None]:
         """The runs of this page, and where the next one begins."""
-        only = None if source is None else source.id
         if wanted.runs is not None:
             if wrong := [run for run in wanted.runs if not is_uuid(run)]:
                 raise Malformed(f"runs: {wrong[0]!r:.80} is not the id of a run", code="attribute")
@@ -83,14 +94,14 @@ class Moves:
         )
         return found, found[-1].id if len(found) == PAGE else None
 
-    async def _numbered(self, current: Revision, number: int | None, member: str) -> Revision:
-        """A revision of the workflow; None: the one in force."""
-        if number in (None, current.number):
-            return current
-        revision_id = await self._unfinished.numbered(current.workflow_id, number or 0)
-        if revision_id is None:
-            raise NotFound(f"{member}: {current.workflow.name!r} has no revision {number}")
-        return await self._usable(revision_id, f"revision {number} of {current.workflow.name!r}")
+    async def _move(self, page: _Page, target: Revision, actor: str) -> None:
+        """Move what is ready; what has moved on since it was looked at is busy."""
+        if not page.ready:
+            return
+        moved = await undisturbed(lambda: self._unfinished.move(page.ready, target, actor))
+        self._on_timer(time.time())
+        page.busy += [run.id for run in page.ready if run.id not in moved]
+        page.ready = [run for run in page.ready if run.id in moved]
 
     async def _usable(self, revision_id: int, what: str) -> Revision:
         try:

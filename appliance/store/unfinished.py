@@ -51,6 +51,12 @@ class Unfinished:
         async with checked_out(self._pool) as connection:
             return await _runs(connection, "named", workflow_id, list(ids))
 
+    async def in_force(self, name: str) -> tuple[int, int] | None:
+        """The ids of a workflow and of its revision in force."""
+        async with checked_out(self._pool) as connection:
+            found = await _rows(connection, "in_force", name)
+        return (found[0][0], found[0][1]) if found else None
+
     async def numbered(self, workflow_id: int, number: int) -> int | None:
         """The id of a revision."""
         async with checked_out(self._pool) as connection:

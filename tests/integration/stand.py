@@ -127,6 +127,7 @@ class Stand:
                 orjson.dumps(definition).decode(),
             )
         )[0]
+        await self.rows("UPDATE workflows SET current_revision = %s WHERE id = %s", revision_id, workflow_id)
         revision = Revision(revision_id, workflow_id, number, compiled(definition))
         self.catalog.revisions[revision_id] = revision
         return revision

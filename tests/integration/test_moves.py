@@ -94,7 +94,7 @@ async def test_a_run_that_has_moved_on_since_it_was_looked_at_is_busy(stand: Sta
 
     stand.catalog.revision = and_then_it_goes_on  # type: ignore[method-assign]
     assert (await migrate(stand))["busy"] == [run]
-    assert await on(stand, run) == [(1, 2)]
+    assert [number for number, _ in await on(stand, run)] == [1]
 
 
 async def test_runs_are_moved_back_and_forth_by_the_numbers_of_revisions(stand: Stand) -> None:
@@ -211,13 +211,27 @@ async def test_what_is_not_there_is_named(stand: Stand) -> None:
 
 async def test_a_revision_that_can_not_be_used_any_more_is_no_target_and_no_start(stand: Stand) -> None:
     run = await stand.run(steps=AT_A)
-    await stand.workflow(WITHOUT_B)
-    stand.catalog.broken = DefinitionError(Problem("an operator has gone"))
+    second = await stand.workflow(WITHOUT_B)
+    look, broken = stand.catalog.revision, [1]
+
+    async def of_those_that_are_whole(revision_id: int) -> Any:
+        found = await look(revision_id)
+        if found.number in broken:
+            raise DefinitionError(Problem("an operator has gone"))
+        return found
+
+    stand.catalog.revision = of_those_that_are_whole  # type: ignore[method-assign]
     with pytest.raises(Conflict, match="revision 1 of 'plain' can't be used any more: an operator has gone"):
         await migrate(stand, to=1)
-    ((stayed),) = (await migrate(stand))["stayed"]
-    assert stayed["id"] == run
+    (stayed,) = (await migrate(stand))["stayed"]
+    assert (stayed["id"], stayed["revision"]) == (run, None)
     assert "its own revision can't be used any more" in stayed["reasons"][0]
+    assert [group.gaps for group in await Impact(stand.pool, stand.catalog).of("plain", second.workflow)] == [
+        ("its revision can't be used any more: an operator has gone",)
+    ]
+    broken[:] = [2]
+    with pytest.raises(Conflict, match="its revision in force can't be used any more"):
+        await migrate(stand)
 
 
 # --- what a new definition means -------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest_asyncio
 from appliance.engine.moves import Wanted
 from appliance.plugin import Context
 from appliance.store.pool import Connection
+from appliance.workflows.loader import parse_document
 from tests.integration.test_durable import NOTHING, World, told
 from tests.integration.test_heart import Heart, db, failing, rows
 from tests.servers import wait_until
@@ -422,3 +423,19 @@ async def test_a_run_that_flow_control_holds_begins_in_its_own_revision(world: W
         (("paid",), ()),
         ((), ("it has not begun, and flow control says when it does",)),
     ]
+
+
+async def test_the_example_of_the_page_follows(world: World) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text()
+    section = page.partition("### Runs that are under way")[2]
+    definition: Any = parse_document(section.partition("```yaml\n")[2].partition("```")[0].encode()).data
+    for welcome in ("hello", "welcome"):
+        definition["steps"][1] |= {"action": "noted", "with": {"text": f"{welcome}, {{{{ event.data.name }}}}"}}
+        await world.put(definition)
+        if welcome == "hello":
+            await world.event("employee.hired", {"name": "Ann"})
+            await world.until("waiting", workflow="onboarding")
+    ((task,),) = await rows(world.db, "SELECT id::text FROM tasks")
+    await world.heart.replicas[0].tasks.answer(task, {}, "bob")
+    await world.until("succeeded", workflow="onboarding")
+    assert world.heart.notes == ["welcome, Ann"]

@@ -29,6 +29,10 @@ CROSS JOIN LATERAL (
 ) AS s
 ORDER BY u.run_id, s.seq
 
+-- name: in_force
+-- Asked here and not of the catalog, which may be a second older than what somebody has put just now.
+SELECT id, current_revision FROM workflows WHERE name = %s AND current_revision IS NOT NULL
+
 -- name: numbered
 SELECT id FROM revisions WHERE workflow_id = %s AND number = %s
 
