@@ -38,21 +38,26 @@ class Bookkeeper:
         self._pool = pool
         self._saved: list[tuple[Account, str]] = []
         self._closed = Account()
+        self._skipped: list[dict[str, Any]] = []
 
     async def ledger(self) -> dict[str, Any]:
         """The account of everything; ``streams`` has the present lives' alone.
 
-        Raises StreamUnavailable. While PostgreSQL is away, former lives are as they were known last.
+        ``skipped`` says, by ``workflow`` and ``reason``, for how many events (``count``) flow control began no run; all
+        of them are handled. Raises StreamUnavailable. While PostgreSQL is away, former lives and that are as they
+        were known last.
         """
         accounts = await self._ledger.accounts()
         with contextlib.suppress(StoreUnavailable):
             async with checked_out(self._pool) as connection:
                 self._closed = await _former(connection, accounts)
+                self._skipped = await _skipped(connection)
         total = sum(accounts, self._closed)
         return {
             **total.as_dict(),
             "streams": {p: account.as_dict() for p, account in zip(PRIORITIES, accounts, strict=True)},
             "former": self._closed.as_dict(),
+            "skipped": self._skipped,
         }
 
     async def run_forever(self) -> None:
@@ -116,3 +121,8 @@ async def _former(connection: Connection, accounts: Sequence[Account]) -> Accoun
     present = [account.epoch for account in accounts]
     rows: list[Any] = await (await connection.execute(SQL["former"], [present])).fetchall()
     return Account(*rows[0])
+
+
+async def _skipped(connection: Connection) -> list[dict[str, Any]]:
+    rows: list[Any] = await (await connection.execute(SQL["skipped"])).fetchall()
+    return [{"workflow": workflow, "reason": reason, "count": count} for workflow, reason, count in rows]

@@ -40,6 +40,7 @@ from appliance.store.gates import Gates
 from appliance.store.history import History
 from appliance.store.outbox import Outbox
 from appliance.store.pool import Pool, open_connection
+from appliance.store.queues import Queues
 from appliance.store.recorder import Recorder
 from appliance.store.recovery import RecoveryStore
 from appliance.store.runs import Runs
@@ -97,6 +98,7 @@ class Replica:
             self.intake = Intake(self.outbox_table, self.outbox, self.producer, settings.ingest)
         self.runs = Runs(pool)
         self.history = History(pool)
+        self.queues = Queues(pool)
         self.traces = Traces(pool, self.history)
         self.recorder = Recorder(
             lambda: open_connection(database_url, settings.store),

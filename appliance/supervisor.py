@@ -179,6 +179,7 @@ class Supervisor:
             links=replica.links,
             schedules=replica.timetable,
             sources=replica.inlets,
+            queues=replica.queues,
             registry=registry,
             ledger=replica.bookkeeper.ledger,
             recover=replica.recover,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 
 from appliance.cli.client import API, Client, connected, json_option
 from appliance.cli.exits import Exit
-from appliance.cli.tables import emit
+from appliance.cli.tables import emit, table
 
 OUTCOMES = ("handled", "unmatched", "duplicate", "dead", "in_flight")
 
@@ -22,7 +22,7 @@ OUTCOMES = ("handled", "unmatched", "duplicate", "dead", "in_flight")
 def ledger(ctx: click.Context, client: Client, check: bool, as_json: bool) -> None:
     """Show what became of every accepted event, down to the difference: 0 means that nothing is missing."""
     account = client.get(f"{API}/ledger")
-    emit(account, account_text(account), as_json=as_json)
+    emit(account, "\n\n".join([account_text(account), *skipped_text(account)]), as_json=as_json)
     if check and account["difference"] != 0:
         ctx.exit(Exit.FAILED)
 
@@ -35,3 +35,9 @@ def account_text(account: Mapping[str, Any]) -> str:
     width = max(map(len, [*figures, total]))
     body = [f"{name:<12}{figure:>{width}}" for (name, _), figure in zip(lines, figures, strict=True)]
     return "\n".join([*body, " " * 12 + "-" * width, f"{'difference':<12}{total:>{width}}"])
+
+
+def skipped_text(account: Mapping[str, Any]) -> Iterator[str]:
+    """Which of the handled events began no run, if there are any."""
+    if skipped := account.get("skipped"):
+        yield "of those handled, flow control left out:\n" + table(skipped, ["workflow", "reason", "count"])

@@ -29,6 +29,7 @@ COMMANDS = {
     "runs": "appliance.cli.runs:runs",
     "tasks": "appliance.cli.tasks:tasks",
     "machines": "appliance.cli.machines:machines",
+    "queue": "appliance.cli.queue:queue",
     "schedules": "appliance.cli.schedules:schedules",
     "sources": "appliance.cli.sources:sources",
     "dlq": "appliance.cli.dead_letters:dlq",

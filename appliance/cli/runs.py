@@ -9,7 +9,7 @@ import click
 from appliance.cli.client import API, Client, connected, json_option, quoted
 from appliance.cli.ingest import json_value
 from appliance.cli.listing import emit_page, paged, spanned
-from appliance.cli.tables import emit, fields, table
+from appliance.cli.tables import cell, emit, fields, table
 
 ORIGINS = ("event", "manual", "schedule", "subflow", "replay", "rerun")
 _PAGE = 200
@@ -186,7 +186,7 @@ def _act(client: Client, run_id: str, verb: str, as_json: bool, body: dict[str, 
 
 _KNOWN = (
     "id", "workflow", "revision", "event_id", "status", "asked", "origin", "parent", "rerun_of", "machine",
-    "started_at", "finished_at", "outcome", "output", "error",
+    "held", "started_at", "finished_at", "outcome", "output", "error",
 )  # fmt: skip
 _PARTS = {
     "waits": ["step", "since", "event", "match", "when"],
@@ -198,8 +198,20 @@ _PARTS = {
 """What a run may have besides steps, each as a table with these columns."""
 
 
+def held_text(held: dict[str, Any] | None) -> str | None:
+    """What flow control has a run wait for, in a line."""
+    if held is None:
+        return None
+    key = f" of {held['key']!r}" if held["key"] else ""
+    until = f" until {held['until']}" if held["until"] else ""
+    position = f", position {held['position']}" if held["position"] else ""
+    return f"by {held['for']}{key}{until}{position}"
+
+
 def _describe(run: dict[str, Any]) -> str:
-    parts = [fields((name, run.get(name)) for name in _KNOWN)]
+    parts = [fields((name, held_text(run.get("held")) if name == "held" else run.get(name)) for name in _KNOWN)]
+    if events := run.get("events"):
+        parts.append(f"{len(events)} events\n" + "\n".join(f"  {cell(uid)}" for uid in events))
     steps = run.get("steps") or []
     parts.append(table(steps, ["id", "status", "attempt", "finished_at", "output", "error"], empty="no steps yet"))
     attempts = [{"step": s.get("id"), **a} for s in steps for a in s.get("attempts") or ()]

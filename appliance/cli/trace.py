@@ -45,6 +45,8 @@ def _event(event: Mapping[str, Any], marked: str, depth: int) -> Iterator[str]:
 def _run(run: Mapping[str, Any], marked: str, depth: int) -> Iterator[str]:
     duration = f"{run['duration_s']:.3f} s" if run["duration_s"] is not None else None
     by = f"called by {run['step']}" if run.get("step") else run.get("origin")
+    if run.get("joined"):
+        by = f"batch of event {run['joined']}"
     yield _line(depth, "run", run["workflow"], run["id"], run["status"], duration, by, run["error"])
     for event in run["events"]:
         yield from _event(event, marked, depth + 1)

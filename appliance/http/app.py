@@ -33,6 +33,7 @@ from appliance.http.operations import Handler, Operation
 from appliance.http.pages import index_page
 from appliance.http.probes import Probes
 from appliance.http.problems import HttpProblem, problem_of, problem_of_status
+from appliance.http.queues import QueueApi
 from appliance.http.recoveries import Recoveries
 from appliance.http.reply import Reply, json_reply, problem_reply
 from appliance.http.schedules import ScheduleApi
@@ -116,6 +117,7 @@ def _operations(services: Services) -> tuple[Operation, ...]:
         *Explanations(services).operations(),
         *Traces(services).operations(),
         *Exports(services).operations(),
+        *QueueApi(services).operations(),
         *DefinitionApi(services).operations(),
         *Api(services).operations(),
         *Recoveries(services).operations(),

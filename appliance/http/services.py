@@ -127,6 +127,13 @@ class Timetables(Protocol):
     ) -> Page: ...
 
 
+class HeldRuns(Protocol):
+    """What flow control holds; raises NotFound for no workflow, Malformed for a cursor that no page gave."""
+
+    async def list_queues(self, *, cursor: str | None = None, limit: int = 50) -> Page: ...
+    async def get_queue(self, workflow: str, *, cursor: str | None = None, limit: int = 50) -> Mapping[str, Any]: ...
+
+
 class PollingSources(Protocol):
     """Polling sources; raises NotFound for one that no file defines, Malformed for a cursor that no page gave."""
 
@@ -179,6 +186,7 @@ class Services:
     links: Links
     schedules: Timetables
     sources: PollingSources
+    queues: HeldRuns
     registry: Actions
     ledger: Callable[[], Awaitable[Mapping[str, Any]]]
     recover: Callable[[], Awaitable[Mapping[str, Any]]]

@@ -100,6 +100,7 @@ def ours(submitter: Submitter) -> Any:
             links=missing,
             schedules=missing,
             sources=missing,
+            queues=missing,
             registry=missing,
             ledger=ledger,
             recover=ledger,

@@ -100,6 +100,7 @@ async def door(redis_url: str, database_url: str, tmp_path: Path) -> AsyncIterat
             links=replica.links,
             schedules=unused,
             sources=unused,
+            queues=unused,
             registry=unused,
             ledger=replica.bookkeeper.ledger,
             recover=unused,

@@ -73,3 +73,9 @@ WHERE ledger_epochs.epoch = bounds.epoch
 SELECT coalesce(sum(accepted + late_accepted), 0)::int8, coalesce(sum(handled + late_settled), 0)::int8,
        coalesce(sum(unmatched), 0)::int8, coalesce(sum(duplicate), 0)::int8, coalesce(sum(dead), 0)::int8
 FROM ledger_epochs WHERE epoch <> ALL(%b::text[])
+
+-- name: skipped
+-- Of events that were handled: how many began no run, by workflow and reason.
+SELECT workflows.name, skipped.reason, skipped.count
+FROM skipped JOIN workflows ON workflows.id = skipped.workflow_id
+ORDER BY workflows.name, skipped.reason

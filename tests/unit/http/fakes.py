@@ -328,6 +328,23 @@ class FakeSources:
 
 
 @dataclass
+class FakeQueues:
+    """``calls`` holds what was asked."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+
+    async def list_queues(self, *, cursor: str | None = None, limit: int = 50) -> Page:
+        self.calls.append((cursor, limit))
+        return Page([{"workflow": "w", "waiting": 3}], "4")
+
+    async def get_queue(self, workflow: str, *, cursor: str | None = None, limit: int = 50) -> Mapping[str, Any]:
+        self.calls.append((workflow, cursor, limit))
+        if workflow == "nobody":
+            raise NotFound("no workflow 'nobody'")
+        return {"workflow": workflow, "items": [], "meters": [], "next_cursor": None}
+
+
+@dataclass
 class FakeRegistry:
     broken: Mapping[str, str] = field(default_factory=lambda: {"fax": "ImportError: no fax"})
 
@@ -349,6 +366,7 @@ class Fakes:
     links: Links = field(default_factory=lambda: Links("k" * 32, "http://appliance"))
     schedules: FakeTimetable = field(default_factory=FakeTimetable)
     sources: FakeSources = field(default_factory=FakeSources)
+    queues: FakeQueues = field(default_factory=FakeQueues)
     health: Health = field(default_factory=lambda: Health(started=True, details={"redis": "ok"}))
 
     def services(self, settings: Settings | None = None) -> Services:
@@ -376,6 +394,7 @@ class Fakes:
             links=self.links,
             schedules=self.schedules,
             sources=self.sources,
+            queues=self.queues,
             registry=FakeRegistry(),
             ledger=ledger,
             recover=recover,
