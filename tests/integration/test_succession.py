@@ -439,3 +439,44 @@ async def test_the_example_of_the_page_follows(world: World) -> None:
     await world.heart.replicas[0].tasks.answer(task, {}, "bob")
     await world.until("succeeded", workflow="onboarding")
     assert world.heart.notes == ["welcome, Ann"]
+
+
+async def test_runs_that_are_moved_to_and_fro_while_they_are_woken_do_everything_once(world: World) -> None:
+    await world.heart.replica()
+    await world.put(flow(WAIT, told("b"), follow=False))
+    for number in range(30):
+        await world.event("t", {"n": number})
+    await world.until(*["waiting"] * 30)
+    await world.put(flow(WAIT, told("c"), follow=False))
+    woken = asyncio.Event()
+
+    async def to_and_fro(replica: int) -> int:
+        moved = 0
+        for turn in range(200):
+            answer = await world.heart.replicas[replica].control.migrate(
+                "w", "ann", Wanted(to=1 + (turn + replica) % 2)
+            )
+            moved += len(answer["moved"])
+            if turn == 2:
+                woken.set()
+            if await world.status() == ["succeeded"] * 30:
+                break
+        return moved
+
+    async def wake() -> None:
+        await woken.wait()
+        await world.event("paid")
+
+    *moved, _ = await asyncio.gather(to_and_fro(0), to_and_fro(1), wake())
+    await world.until(*["succeeded"] * 30)
+    assert sum(moved) > 0
+    made = await rows(
+        world.db,
+        "SELECT v.number, s.key, s.status::text FROM runs r JOIN revisions v ON v.id = r.revision_id "
+        "JOIN steps s ON s.run_id = r.id AND s.key <> 'paid'",
+    )
+    assert {(1, "b", "succeeded"), (2, "c", "succeeded")} >= set(made)
+    assert len(made) == 30
+    assert len(world.heart.calls["b"]) + len(world.heart.calls["c"]) == 30
+    await world.heart.at_rest()
+    assert await world.left() == NOTHING
