@@ -204,14 +204,17 @@ class Story:
         self._tell(event, digests)
         begun = [self._begin(rule.payload, event, digests) for rule in self._matcher.match(event.view())]
         self._play()
-        return [run for run in begun if run is not None]
+        return [run for run in begun if run is not None and run.event_uid == event.uid]
 
     def start(self, workflow: str, given: Any = None) -> StoryRun:
-        """A workflow is started by its name; raises InputRefused if its inputs don't fit."""
+        """A workflow is started by its name, which counts as an event; raises InputRefused if its inputs don't fit.
+
+        Returns its run, or the batch that it joins.
+        """
         found = self.workflows[workflow]
         inputs.check("input", found.inputs, given)
         event = new_event("workflow.requested", given, source="/story")._replace(time=format_time(self.now))
-        run = self._begin(found, event, [], called=True)
+        run = self._begin(found, event, [])
         if run is None:
             raise ValueError(f"{workflow} has a live machine of this key already")
         self._play()
@@ -276,7 +279,7 @@ class Story:
 
     # --- the engine --------------------------------------------------------------------------------------------------
 
-    def _begin(self, workflow: Workflow, event: Event, digests: list[str], *, called: bool = False) -> StoryRun | None:
+    def _begin(self, workflow: Workflow, event: Event, digests: list[str]) -> StoryRun | None:
         view = event.view()
         machine_key = business_key(workflow.machine.correlate, view) if workflow.machine is not None else None
         if machine_key is not None and any(self._is_live(run, workflow, machine_key) for run in self.runs):
@@ -285,7 +288,7 @@ class Story:
         run.machine_key = machine_key
         if machine_key is not None:
             run.listens[""] = machine_digest(workflow.name, machine_key)
-        return run if self._enter(run, called=called) is run else None
+        return self._enter(run)
 
     def _is_live(self, run: StoryRun, workflow: Workflow, key: str) -> bool:
         return run.workflow is workflow and run.machine_key == key and run.status not in TERMINAL
@@ -313,6 +316,7 @@ class Story:
 
     def _play(self) -> None:
         turns = 0
+        self._wake_held(self.now.timestamp())  # a batch that is full
         while self._queue:
             turns += 1
             if turns > _MAX_TURNS:
@@ -406,7 +410,7 @@ class Story:
             return
         child = self._new_run(called, run.facts.view, command.input, run.event_uid)
         child.caller = (run, command.key)
-        self._enter(child, called=True)
+        self._enter(child)
 
     def _close(self, run: StoryRun, command: Close) -> None:
         run.listens.pop(command.key, None)
@@ -429,8 +433,7 @@ class Story:
             self._queue.append((run.caller[0], Resumed((signal,), lost=False)))
 
     def _fall_due(self, due: float) -> None:
-        for run_id in self._turnstile.due(due):
-            self._decided(self._turnstile.wake(run_id, due))
+        self._wake_held(due)
         for run in self.runs:
             if run.status not in TERMINAL and (run.state.next_due() or 1e18) <= due:
                 self._queue.append((run, Resumed(lost=False)))
@@ -446,7 +449,7 @@ class Story:
         """What a workflow's flow control comes to here, where actions take no time."""
         return timeless(workflow.control)
 
-    def _enter(self, run: StoryRun, *, called: bool) -> StoryRun:
+    def _enter(self, run: StoryRun) -> StoryRun:
         """The run begins as soon as it may; returns it, or the batch to which its event belongs."""
         number, control = self._controls[run.workflow.name]
         if control is None:
@@ -454,7 +457,7 @@ class Story:
             return run
         run.state = RunState(WAITING)
         names = {"event": run.facts.view, "input": run.facts.input}
-        now = self.now.timestamp()
+        now, called = self.now.timestamp(), run.caller is not None
         decisions = self._turnstile.arrive(run.id, run.event_uid, number, control, names, now, called=called)
         for batch, _, _ in decisions.joins:
             self._batches.setdefault(batch, []).append(run.facts.view)
@@ -468,6 +471,10 @@ class Story:
         if run.workflow.control is not None and run.workflow.control.batch is not None:
             run.facts = run.facts._replace(events=self._batches.get(run.id, [run.facts.view]))
         self._queue.append((run, Started()))
+
+    def _wake_held(self, due: float) -> None:
+        for run_id in self._turnstile.due(due):
+            self._decided(self._turnstile.wake(run_id, due))
 
     def _decided(self, decisions: Decisions) -> None:
         """Carry out what flow control decided."""

@@ -65,10 +65,11 @@ class Entrance:
         return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
 
     async def events(self, drive: Drive) -> None:
-        """Let a batch see its events."""
+        """Let a batch see its events; one that a step called has the one event that its caller sees."""
         control = drive.revision.workflow.control
         if control is not None and control.batch is not None:
-            drive.facts = drive.facts._replace(events=await self._gatekeeper.events(drive.run_id))
+            events = await self._gatekeeper.events(drive.run_id)
+            drive.facts = drive.facts._replace(events=events or [dict(drive.facts.view)])
 
     def left(self, drive: Drive) -> None:
         """A run was parked or is over: others may have its places."""

@@ -150,9 +150,9 @@ class Simulation(Story):
     def _control(self, workflow: Workflow) -> FlowControl | None:
         return timeless(workflow.control, keeps=False)
 
-    def _enter(self, run: StoryRun, *, called: bool) -> StoryRun:
-        entered = super()._enter(run, called=called)
-        if not called and run.workflow.control is not None:
+    def _enter(self, run: StoryRun) -> StoryRun:
+        entered = super()._enter(run)
+        if run.caller is None and run.workflow.control is not None:
             self._entered[run.event_uid] = self.now.timestamp(), entered
         return entered
 

@@ -71,11 +71,16 @@ def test_a_batch_begins_when_it_is_full_or_its_time_is_up() -> None:
     assert [view["data"]["n"] for view in story.runs[0].facts.events] == [1, 2, 3]
 
 
-def test_a_batch_that_is_started_by_hand_has_one_event() -> None:
+def test_what_is_started_by_hand_joins_a_batch_and_what_is_called_is_one() -> None:
     step = {"id": "note", "action": "log", "with": {"message": "{{ events|length }}"}}
-    story = told(step, batch={"size": 3, "timeout": "1m"})
-    assert story.start("w", {"n": 1}).status == "succeeded"
+    batch = {"size": 2, "timeout": "1m"}
+    story = Story(flow({"id": "call", "workflow": "w"}, name="outer"), flow(step, batch=batch))
+    story.event("outer")
     assert notes(story) == [("09:00:00", 1)]
+    first = story.start("w", {"n": 1})
+    assert first.status == "waiting"
+    assert story.start("w", {"n": 2}) is first
+    assert notes(story) == [("09:00:00", 1), ("09:00:00", 2)]
 
 
 def test_what_is_beyond_the_rate_is_left_out_and_says_so() -> None:
