@@ -122,7 +122,7 @@ class Replica:
         )
         self.tasks = Tasks(pool, self.timers.expect, engine.max_output_bytes)
         self.links = Links(_link_key(settings), settings.http.public_url or "http://127.0.0.1:8000")
-        self.control = Control(pool, self.runs, self.catalog, self.timers.expect, self.lifecycle)
+        self.control = Control(pool, self.runs, self.catalog, self.timers.expect, self.lifecycle, self._let_in)
         self.impact = Impact(pool, self.catalog)
         self.actions = ActionRunner(
             registry,
@@ -195,6 +195,9 @@ class Replica:
         await self.consumer.found()
         await self.outbox.settle(0.0)
         await self.bookkeeper.complete()
+
+    async def _let_in(self, workflow_id: int) -> None:
+        await self.gatekeeper.freed(workflow_id)
 
     async def _signs_of_loss(self) -> object:
         return await self.bookkeeper.signs(), await self.presence.server()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from appliance.engine.changes import CANCEL
-from appliance.engine.interventions import Intervention, OnFreed, Standing, described, intervention, undisturbed
+from appliance.engine.interventions import Intervention, OnFreed, Standing, described, intervention, let_in, undisturbed
 from appliance.engine.lifecycle import Ending
 from appliance.engine.state import CANCELLED, PAUSED, step_of
 from appliance.errors import Conflict
@@ -65,8 +65,7 @@ class Cancellations:
                 return 0
             act.detail |= {"force": True} if force else {}
             ended = await self._end_tree(act, run, f"cancelled by {actor}")
-        for freed in act.freed:
-            self._on_freed(*freed)
+        await let_in(self._on_freed, act)
         return ended
 
     async def _leave_to_run(self, act: Intervention, run: Standing) -> bool:

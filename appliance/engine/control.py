@@ -20,6 +20,10 @@ from appliance.store.pool import Pool
 from appliance.store.runs import Runs
 
 
+async def _nobody(_workflow_id: int) -> None:
+    """Nobody is let in but by a sweep."""
+
+
 class Control:
     """All interventions; each is described where it is made. They raise NotFound, Conflict and StoreUnavailable."""
 
@@ -30,7 +34,7 @@ class Control:
         definitions: Definitions,
         on_timer: Callable[[float], None],
         announcer: Announcer | None = None,
-        on_freed: OnFreed = lambda _workflow_id, _digest: None,
+        on_freed: OnFreed = _nobody,
     ) -> None:
         cancellations = Cancellations(pool, on_timer, on_freed, announcer)
         pauses = Pauses(pool, on_timer, on_freed)

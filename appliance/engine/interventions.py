@@ -28,8 +28,8 @@ _DEADLOCK = "40P01"
 
 T = TypeVar("T")
 
-OnFreed = Callable[[int, str], None]
-"""Told of places that are free now: the workflow's id, and the digest of the key."""
+OnFreed = Callable[[int], Awaitable[None]]
+"""Lets in who waits for places, since runs of the workflow with this id have given some back."""
 
 
 class Definitions(Protocol):
@@ -90,8 +90,8 @@ class Intervention:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.detail: dict[str, Any] = {}
-        self.freed: set[tuple[int, str]] = set()
-        """(workflow, key's digest) of the places that it took from runs: others may have them after the commit."""
+        self.freed: set[int] = set()
+        """The workflows whose runs it took places from: others may have them after the commit."""
 
     async def rows(self, name: str, *values: Any) -> list[tuple[Any, ...]]:
         """What a statement of ``control.sql`` finds."""
@@ -123,7 +123,7 @@ class Intervention:
         """Take from runs the places that flow control gave them: all, or those for while they are at work."""
         of = {run.id: run.workflow_id for run in runs}
         found = await self.rows("delete_places" if over else "park_places", list(of))
-        self.freed |= {(of[run_id], digest) for run_id, digest in found}
+        self.freed |= {of[run_id] for (run_id,) in found}
 
     async def ask(self, run_ids: Sequence[str], what: str | None) -> None:
         """Leave a request for whoever holds each run or takes it up next, and wake them."""
@@ -181,6 +181,13 @@ async def undisturbed(act: Callable[[], Awaitable[T]]) -> T:
             if getattr(error.__cause__, "sqlstate", None) != _DEADLOCK:
                 raise
     return await act()
+
+
+async def let_in(on_freed: OnFreed, act: Intervention) -> None:
+    """Let others have the places that an intervention took from runs, once it is committed."""
+    for workflow_id in act.freed:
+        with contextlib.suppress(StoreUnavailable):  # what it doesn't get done, a sweep does
+            await on_freed(workflow_id)
 
 
 async def look(pool: Pool, run_id: str) -> Standing:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from appliance.engine.changes import CANCEL, PAUSE
-from appliance.engine.interventions import OnFreed, Standing, described, intervention, undisturbed
+from appliance.engine.interventions import OnFreed, Standing, described, intervention, let_in, undisturbed
 from appliance.engine.state import PAUSED
 from appliance.errors import Conflict
 from appliance.store.pool import Pool
@@ -41,8 +41,7 @@ class Pauses:
                 return "pausing"
             await act.write(run, PAUSED, run.state, _kept(run))
             await act.give_back([run], over=False)
-        for freed in act.freed:
-            self._on_freed(*freed)
+        await let_in(self._on_freed, act)
         return PAUSED
 
     async def resume_run(self, run_id: str, actor: str) -> dict[str, Any]:

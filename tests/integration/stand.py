@@ -95,12 +95,13 @@ class Stand:
         self.url = url
         self.pool = pool
         self.catalog = Catalog()
-        self.freed: list[tuple[int, str]] = []
-        """What it was told of places that others may have."""
-        self.control = Control(
-            pool, Runs(pool), self.catalog, lambda _: None, on_freed=lambda *freed: self.freed.append(freed)
-        )
+        self.freed: list[int] = []
+        """The workflows of whose places it was told that others may have them."""
+        self.control = Control(pool, Runs(pool), self.catalog, lambda _: None, on_freed=self._free)
         self.recorder = Recorder(lambda: open_connection(url, StoreSettings()), batch=100, timeout_s=10)
+
+    async def _free(self, workflow_id: int) -> None:
+        self.freed.append(workflow_id)
 
     async def rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         cursor = await self.db.execute(statement.encode(), values)

@@ -78,11 +78,11 @@ DELETE FROM timers WHERE run_id = ANY(%s::uuid[]) AND NOT reopens
 DELETE FROM queue WHERE run_id = ANY(%s::uuid[])
 
 -- name: delete_places
-DELETE FROM places WHERE run_id = ANY(%s::uuid[]) RETURNING run_id::text, digest::text
+DELETE FROM places WHERE run_id = ANY(%s::uuid[]) RETURNING run_id::text
 
 -- name: park_places
 -- Of runs that are not at work for a while.
-DELETE FROM places WHERE run_id = ANY(%s::uuid[]) AND NOT keeps RETURNING run_id::text, digest::text
+DELETE FROM places WHERE run_id = ANY(%s::uuid[]) AND NOT keeps RETURNING run_id::text
 
 -- name: delete_waits
 DELETE FROM waits WHERE run_id = ANY(%s::uuid[])
