@@ -266,6 +266,18 @@ async def test_an_entry_that_two_replicas_have_is_counted_once(heart: Heart, db:
     await handled(heart)
 
 
+async def test_an_entry_without_an_owner_is_settled_before_somebody_deletes_it(heart: Heart, db: Connection) -> None:
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    stream = made.keys.stream("normal")
+    await made.commander.xgroup_delconsumer(stream, "appliance", made.consumer_name)
+    gate.open.set()
+    await ended(db)
+    await wait_until(lambda: not made.consumer._active, "the end of the work")
+    await lose_entry(made)
+    await handled(heart)
+
+
 async def test_internal_work_that_was_deleted_in_hand_is_not_made_up_for_twice(heart: Heart, db: Connection) -> None:
     made = await heart.replica()
     gate = Gate()

@@ -2,9 +2,10 @@
 -- An XACK by somebody who is not the owner would succeed: ownership is checked entry by entry first.
 -- Where ours is the only group they are deleted as well; else they are left behind, which the ledger notes, and tidy.lua
 -- trims them when no group needs them any more.
--- An entry that is neither pending nor in the stream was deleted by somebody while we had it in hand, or settled by
--- somebody else. Whoever may have taken an entry over leaves its id in the set of what was settled; so what is not in
--- there was ours, if the caller's own clock says that it holds the lease, and the server is still the one that gave it.
+-- An entry that nobody has pending lost its group's or consumer's memory of it, or was deleted, while we had it in hand;
+-- or somebody else has settled it. Whoever may have taken an entry over leaves its id in the set of what was settled; so
+-- what is not in there is ours, if the caller's own clock says that it holds the lease, and the server is still the one
+-- that gave it.
 -- KEYS: stream, ledger, settled. ARGV: group, consumer, from which time on that is so (ms; of an entry's id), or '' for
 -- never, then id, outcome, id, outcome …
 -- An outcome is handled, unmatched, duplicate, dead, internal, or 'a>b' (internal work that moved an event from a to b).
@@ -39,11 +40,22 @@ local function count(id, outcome, deleted)
     add('internal', 1)  -- of deleted ones snapshot.lua makes up for
   end
 end
-local function deleted(id)
-  return ARGV[3] ~= '' and position(id) > tonumber(ARGV[3])
-    and #redis.call('XRANGE', KEYS[1], id, id) == 0
-    and not before(id, redis.call('HGET', KEYS[2], 'first') or '0-0')
-    and redis.call('SADD', KEYS[3], id) == 1
+-- Whether an entry that isn't pending under our name is ours all the same; and whether somebody has deleted it.
+local function held(id)
+  if ARGV[3] == '' or position(id) <= tonumber(ARGV[3]) or before(id, redis.call('HGET', KEYS[2], 'first') or '0-0')
+      or #redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1) > 0 then
+    return false, false
+  end
+  local deleted = #redis.call('XRANGE', KEYS[1], id, id) == 0
+  if not deleted and #redis.call('XINFO', 'GROUPS', KEYS[1]) > 1 then
+    return false, false  -- it stays in the stream, and is delivered again
+  end
+  if redis.call('SADD', KEYS[3], id) == 0 then
+    return false, deleted
+  end
+  redis.call('EXPIRE', KEYS[3], REMEMBERED_S)
+  redis.call('XDEL', KEYS[1], id)
+  return true, deleted
 end
 local again = redis.call('HGET', KEYS[2], 'again')
 for i = 4, #ARGV, 2 do
@@ -55,11 +67,13 @@ for i = 4, #ARGV, 2 do
     if pending[4] > 1 or (again and not before(again, id)) then
       shared[#shared + 1] = id
     end
-  elseif deleted(id) then
-    shared[#shared + 1] = id
-    count(id, outcome, true)
   else
-    lost[#lost + 1] = id
+    local ours, deleted = held(id)
+    if ours then
+      count(id, outcome, deleted)
+    else
+      lost[#lost + 1] = id
+    end
   end
 end
 if #mine > 0 then
