@@ -151,6 +151,7 @@ class _Stream:
 
     def note(self, entry_id: bytes, runs: Mapping[str, str]) -> None:
         """What an entry leads to: by digest of the ordering key, the run."""
+        self._look_anew()
         self._known[entry_id] = runs
         _bound(self._known)
 
