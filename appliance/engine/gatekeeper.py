@@ -93,10 +93,10 @@ class Gatekeeper:
         assert not isinstance(decision, int)  # noqa: S101 - that is for those who have freed places
         return decision
 
-    async def freed(self, workflow_id: int, lane: str) -> None:
-        """A run of this lane was parked or is over: let in who waits for its places. Cheap when nobody does.
+    async def freed(self, workflow_id: int, lane: str | None = None) -> None:
+        """A run of this lane (None: of any) was parked or is over: let in who waits for its places.
 
-        Raises StoreUnavailable; the next sweep does it then.
+        Cheap when nobody does. Raises StoreUnavailable; the next sweep does it then.
         """
         await self._batcher.submit(_Freed(workflow_id, lane))
 
@@ -140,13 +140,13 @@ class Gatekeeper:
 
     async def _flush(self, items: list[_Item]) -> list[_Answer | BaseException]:
         requests = [item for item in items if isinstance(item, Request)]
-        freed = {item for item in items if isinstance(item, _Freed)}
+        freed = Counter(item for item in items if isinstance(item, _Freed))
         with METRICS.flow_seconds.time():
             decided, let_in = await self._settle(requests, freed)
         answers = iter(decided)
         return [next(answers) if isinstance(item, Request) else _number(let_in, item) for item in items]
 
-    async def _settle(self, requests: list[Request], freed: set[_Freed]) -> _Outcome:
+    async def _settle(self, requests: list[Request], freed: Counter[_Freed]) -> _Outcome:
         """Decide, whatever it takes: a decision or an exception for each, and how many were let in by workflow."""
         failures = 0
         while True:
@@ -168,14 +168,14 @@ class Gatekeeper:
             self._recovered()
             return made, let_in
 
-    async def _without(self, requests: list[Request], invalid: list[bool], freed: set[_Freed]) -> _Outcome:
+    async def _without(self, requests: list[Request], invalid: list[bool], freed: Counter[_Freed]) -> _Outcome:
         rest = [request for request, bad in zip(requests, invalid, strict=True) if not bad]
         decided, let_in = await self._settle(rest, freed) if rest or freed else ([], {})
         answers = iter(decided)
         self._recovered()  # nobody is left to find out otherwise
         return [LeaseLost("the lease was lost") if bad else next(answers) for bad in invalid], let_in
 
-    async def _halved(self, requests: list[Request], freed: set[_Freed], error: Exception) -> _Outcome:
+    async def _halved(self, requests: list[Request], freed: Counter[_Freed], error: Exception) -> _Outcome:
         """The transaction failed for good: find what is at fault."""
         let_in: dict[int, int] | Exception = error
         if requests and freed:
@@ -184,22 +184,22 @@ class Gatekeeper:
             log.error("PostgreSQL refuses what flow control is to record: %s", error)
             return [error] * len(requests), let_in
         middle = len(requests) // 2
-        first, _ = await self._settle(requests[:middle], set())
-        second, _ = await self._settle(requests[middle:], set())
+        first, _ = await self._settle(requests[:middle], Counter())
+        second, _ = await self._settle(requests[middle:], Counter())
         return [*first, *second], let_in
 
     async def _sit(
-        self, requests: list[Request], freed: set[_Freed]
+        self, requests: list[Request], freed: Counter[_Freed]
     ) -> tuple[list[Decision | BaseException], dict[int, int]]:
         """One transaction. LeaseLost for those whose leases were lost while it waited for the lock."""
         workflow_ids = {request.arrival.workflow_id for request in requests} | {item.workflow_id for item in freed}
-        scans, asked = self._scans(requests, freed), asked_of(requests)
+        scans, asked = self._scans(freed), asked_of(requests)
         lanes = {(item.workflow_id, item.lane) for item in freed if item.lane is not None}
         lanes |= {(workflow_id, lane) for lane, (workflow_id, _) in asked.lanes.items()}
         async with self._gates.sitting() as sitting:
             heads, found = await sitting.begin(workflow_ids, scans, lanes, asked)
             now = self._clock()
-            doorway = Doorway(sitting, self._limits, now)
+            doorway = Doorway(sitting, self._limits, _left(freed), now)
             if heads:
                 self._shared |= {head.waiting.workflow_id: self._shares(head.workflow) for head in heads}
                 await doorway.let_in(heads, scans)
@@ -215,11 +215,10 @@ class Gatekeeper:
         made = (ruling.made.get(request.arrival.run_id, gone) for request in requests)
         return [decision if good else lost for decision, good in zip(made, valid, strict=True)], let_in
 
-    def _scans(self, requests: list[Request], freed: set[_Freed]) -> list[Scan]:
-        """Where lanes share places somebody of another lane may go on; a sweep looks everywhere."""
+    def _scans(self, freed: Counter[_Freed]) -> list[Scan]:
+        """Where lanes share places, one that was freed may be for another lane; a sweep looks everywhere."""
         sweeps = {item.workflow_id: item.after for item in freed if item.lane is None}
-        shared = {request.arrival.workflow_id for request in requests if len(request.arrival.control.slots) > 1}
-        shared |= {item.workflow_id for item in freed if self._shared.get(item.workflow_id, True)}
+        shared = {item.workflow_id for item in freed if self._shared.get(item.workflow_id, True)}
         scans = [Scan(workflow_id, after or None, _SWEEP_LANES) for workflow_id, after in sweeps.items()]
         return scans + [Scan(workflow_id, None, LANES) for workflow_id in shared if workflow_id not in sweeps]
 
@@ -262,6 +261,14 @@ class Gatekeeper:
         if not self.healthy:
             log.info("flow control can decide again")
         self.healthy = True
+
+
+def _left(freed: Counter[_Freed]) -> Counter[int]:
+    """How many runs have left, by workflow."""
+    left: Counter[int] = Counter()
+    for item, number in freed.items():
+        left[item.workflow_id] += number if item.lane is not None else 0
+    return left
 
 
 def _number(let_in: dict[int, int] | Exception, item: _Freed) -> int | BaseException:

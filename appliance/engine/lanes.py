@@ -10,10 +10,12 @@ from appliance.engine.gates import Place, Waiting, admit
 from appliance.store.gates import Head, Scan, Sitting, Writing
 from appliance.workflows.flow_control import FlowControl
 
-LANES = 64
-"""Of a workflow, looked at in one round trip."""
-_LOOKS = 5
+LANES = 32
+"""Of a workflow, looked at in the first round trip; four times as many in each further one."""
+_LOOKS = 4
 """Round trips for lanes that have room while others don't, and for more of those who wait in one."""
+_OTHERS = 16
+"""Places that other replicas may have freed at the same moment."""
 _HEADS, _LEAST_HEADS = 512, 16
 """Of those who wait: looked at in one round trip, together and of each lane."""
 _UNLIMITED = 2**31 - 1
@@ -58,29 +60,49 @@ class _Turns:
 
 
 class Doorway:
-    """Lets in, within one sitting. ``limits`` gives those in force of a workflow by its name."""
+    """Lets in, within one sitting. ``limits`` gives those in force of a workflow by its name.
 
-    def __init__(self, sitting: Sitting, limits: Callable[[str], Limits], now: float) -> None:
+    ``freed``: how many runs have left a workflow just now. Nobody searches for more than those have given back.
+    """
+
+    def __init__(self, sitting: Sitting, limits: Callable[[str], Limits], freed: Mapping[int, int], now: float) -> None:
         self._sitting = sitting
         self._limits = limits
+        self._freed = freed
         self._now = now
         self._taken: dict[str, int] = {}
         self.admitted: list[Waiting] = []
         self.reached: dict[int, str] = {}
-        """By workflow the last lane that was looked at, where there may be more that have room."""
+        """By workflow the last lane that was looked at first, if there may be more behind it."""
 
     async def let_in(self, heads: Sequence[Head], scans: Sequence[Scan]) -> None:
         """Let in those for whom there is room: first of the lanes of ``heads``, which ``scans`` has found."""
-        wanted = {scan.workflow_id: scan.wanted for scan in scans}
+        self.reached = self._last_of(heads, scans)
         for _ in range(_LOOKS):
             turns = self._turns(heads)
             await self._count(turns)
-            further = [Scan(*scan, wanted[scan[0]]) for scan in self._further(turns, wanted)]
-            self.reached = {scan.workflow_id: scan.after or "" for scan in further}
             left = await self._admit(turns)
-            if not (further or left):
+            let_in = Counter(waiting.workflow_id for waiting in self.admitted)
+            last = self._last_of(heads, scans)
+            scans = [
+                Scan(workflow_id, lane, 4 * LANES)
+                for workflow_id, lane in last.items()
+                if let_in[workflow_id] < (freed := self._freed.get(workflow_id, 0))
+                and self._has_room(turns[workflow_id], freed)
+            ]
+            if not (scans or left):
                 return
-            heads = await self._sitting.scan(further, left)
+            heads = await self._sitting.scan(scans, left)
+
+    def _last_of(self, heads: Iterable[Head], scans: Iterable[Scan]) -> dict[int, str]:
+        """The last lanes that were found, of workflows that have more."""
+        wanted = {scan.workflow_id: scan.wanted for scan in scans}
+        last: dict[int, Head] = {}
+        for head in heads:
+            if head.number and head.number >= getattr(last.get(head.waiting.workflow_id), "number", 0):
+                last[head.waiting.workflow_id] = head
+        # Half of them: in the last ones it may be that nobody can go on.
+        return {id_: head.waiting.lane for id_, head in last.items() if 2 * head.number >= wanted.get(id_, _UNLIMITED)}
 
     def _turns(self, heads: Iterable[Head]) -> dict[int, _Turns]:
         turns: dict[int, _Turns] = {}
@@ -111,20 +133,11 @@ class Doorway:
         """For how many like this one there is room."""
         return min((limit - self._taken[digest] for digest, limit in turns.needs(waiting)), default=_UNLIMITED)
 
-    def _further(self, turns: Mapping[int, _Turns], wanted: Mapping[int, int]) -> Iterable[tuple[int, str]]:
-        """The workflows of which more lanes may have room, and the lanes up to which that is known."""
-        for workflow_id, of_workflow in turns.items():
-            lanes = of_workflow.ordered()
-            if lanes and len(lanes) >= wanted.get(workflow_id, _UNLIMITED) and not self._is_full(of_workflow):
-                yield workflow_id, lanes[-1][0].lane
-
-    def _is_full(self, turns: _Turns) -> bool:
-        """Whether all lanes wait for one and the same place."""
-        full = [
-            {digest for digest, limit in turns.needs(lane[0]) if self._taken[digest] >= limit}
-            for lane in turns.lanes.values()
-        ]
-        return bool(set.intersection(*full))
+    def _has_room(self, turns: _Turns, freed: int) -> bool:
+        """Whether there is room in a place that all lanes share, and was none before it was freed."""
+        needs = [set(turns.needs(lane[0])) for lane in turns.lanes.values()]
+        shared = set.intersection(*needs) if needs else set()
+        return any(0 < limit - self._taken[digest] <= freed + _OTHERS for digest, limit in shared)
 
     async def _admit(self, turns: Mapping[int, _Turns]) -> list[Lane]:
         """Let in; returns the lanes in which more wait for whom there may be room."""

@@ -44,10 +44,14 @@ class Undone(StoreUnavailable):
 
 
 class Head(NamedTuple):
-    """Who waits at the head of a lane. ``start``: the lane behind which the round of its workflow begins."""
+    """Who waits at the head of a lane. ``start``: the lane behind which the round of its workflow begins.
+
+    ``number``: of its lane in a scan, from 1; 0 where the lane was named.
+    """
 
     workflow: str
     start: str
+    number: int
     paused: bool
     waiting: Waiting
 
@@ -265,6 +269,8 @@ class Gates:
         if connection is None or connection.closed:
             connection = self._connection = await self._connect()
             register(connection)
+            # Every statement finds its rows by an index, whatever it is asked for: planning would take longer.
+            await connection.execute("SET plan_cache_mode = force_generic_plan")
         return connection
 
 
@@ -299,8 +305,8 @@ def _values(name: str, rows: list[Any]) -> list[Any]:
 def _heads(rows: _Rows) -> list[Head]:
     found = []
     for row in rows:
-        waiting = Waiting(*row[3:8], *map(tuple, row[8:]))
-        found.append(Head(row[0], row[1], row[2], waiting))
+        waiting = Waiting(*row[4:9], *map(tuple, row[9:]))
+        found.append(Head(row[0], row[1], row[2], row[3], waiting))
     return found
 
 

@@ -11,7 +11,7 @@ SELECT pg_advisory_xact_lock(1718382455, id) FROM unnest(%b::int4[]) AS u (id)
 -- The lanes in which somebody waits, each with the first who does: so many lanes of some workflows, going round from
 -- behind the given one (if none is, from behind the one whose turn was last), and those that are named besides.
 WITH looked AS (
-    SELECT u.workflow_id, t.start, l.lane
+    SELECT u.workflow_id, t.start, l.lane, l.number
     FROM unnest(%b::int4[], %b::text[], %b::int4[]) AS u (workflow_id, after, wanted)
     CROSS JOIN LATERAL (
         SELECT coalesce(u.after::uuid, (SELECT turns.lane FROM turns WHERE turns.workflow_id = u.workflow_id),
@@ -33,15 +33,18 @@ WITH looked AS (
             ) AS next (lane, wrapped)
             WHERE round.number < u.wanted AND NOT (next.wrapped AND next.lane > t.start)
         )
-        SELECT round.lane FROM round WHERE round.number > 0
+        SELECT round.lane, round.number FROM round WHERE round.number > 0
     ) AS l
 ), named AS (
     SELECT n.workflow_id, coalesce(turns.lane, '00000000-0000-0000-0000-000000000000') AS start, n.lane::uuid AS lane
     FROM unnest(%b::int4[], %b::text[]) AS n (workflow_id, lane) LEFT JOIN turns ON turns.workflow_id = n.workflow_id
 ), asked AS (
-    SELECT workflow_id, start, lane FROM looked UNION SELECT workflow_id, start, lane FROM named
+    SELECT workflow_id, start, lane, number FROM looked
+    UNION ALL
+    SELECT workflow_id, start, lane, 0 FROM named
+    WHERE NOT EXISTS (SELECT FROM looked WHERE looked.workflow_id = named.workflow_id AND looked.lane = named.lane)
 )
-SELECT w.name, asked.start::text, h.*
+SELECT w.name, asked.start::text, asked.number, h.*
 FROM asked
 JOIN workflows w ON w.id = asked.workflow_id
 CROSS JOIN LATERAL (
@@ -57,7 +60,7 @@ CROSS JOIN LATERAL (
 
 -- name: heads
 -- The first so many who wait in some lanes.
-SELECT w.name, '', h.*
+SELECT w.name, '', 0, h.*
 FROM unnest(%b::int4[], %b::text[], %b::int4[]) AS u (workflow_id, lane, wanted)
 JOIN workflows w ON w.id = u.workflow_id
 CROSS JOIN LATERAL (
@@ -253,7 +256,7 @@ SELECT event_uid::text FROM batched WHERE run_id = %b::text::uuid ORDER BY posit
 
 -- name: sweep_lock
 -- One replica sweeps at a time; the lock goes with the transaction.
-SELECT pg_try_advisory_xact_lock(7017289205043782010)
+SELECT pg_try_advisory_xact_lock(7017289205043782011)
 
 -- name: sweep_places
 -- A page of places: those of runs that are over, or gone, go. Answers where the next page begins.
