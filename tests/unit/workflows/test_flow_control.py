@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -499,3 +501,14 @@ def test_a_graph_keeps_it_there_and_back(more: dict[str, Any]) -> None:
     assert native == whole
     there, _ = compile_document(draw(whole), actions=ACTIONS)
     assert there.control == compile_workflow(whole, actions=ACTIONS).control or there.control is not None
+
+
+def test_the_story_of_the_documents_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "workflows.md").read_text("utf-8")
+    section = page[page.index("## Trying a workflow") : page.index("## Changing what runs")]
+    [(workflow, story)] = re.findall(r"```yaml\n(.*?)```\n\n```python\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "digest.yaml").write_text(workflow, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, Any] = {}
+    exec(compile(story, "docs/workflows.md", "exec"), told)  # noqa: S102 - our own page
+    told["test_one_mail_for_four_hours_of_comments"]()
