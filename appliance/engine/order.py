@@ -18,7 +18,8 @@ For the executor, with every entry of an event::
     finally:
         order.left(entry)
 
-Internal work has ``passed`` at once. While ``needed`` is false none of it has to be called.
+Internal work is not entered. While ``needed`` is false nothing has to be called; ``may_pass`` enters an entry that was
+not, so ``left`` belongs behind it in any case.
 """
 
 from __future__ import annotations
@@ -123,9 +124,10 @@ class Order:
             return False
 
     def passed(self, entry: Entry) -> None:
-        """All ordered runs that an entry leads to are recorded, or there are none."""
-        self._streams[entry.priority].clear(entry.id)
-        self._here.leave(entry)
+        """All ordered runs that an entry leads to are recorded, or there are none. Nothing for one not entered."""
+        if entry in self._here:
+            self._streams[entry.priority].clear(entry.id)
+            self._here.leave(entry)
 
     def left(self, entry: Entry) -> None:
         """An entry is not in hand any more, whether it has passed or not; again does nothing."""

@@ -67,6 +67,9 @@ class Precedence:
     def __len__(self) -> int:
         return len(self._here)
 
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._here
+
     def enter(self, entry: Entry) -> None:
         """Take an entry in hand: until more is known, it may hold up every later one of its stream."""
         passing = self._here[entry] = _Passing(entry.priority, rank_of(entry.id))
