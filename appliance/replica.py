@@ -24,6 +24,7 @@ from appliance.engine.impact import Impact
 from appliance.engine.inlets import Inlets
 from appliance.engine.intake import Intake
 from appliance.engine.lifecycle import Lifecycle
+from appliance.engine.order import Order
 from appliance.engine.outbox import OutboxLoop
 from appliance.engine.polling import Poller, Sending
 from appliance.engine.recovery import Recovery, Surroundings
@@ -53,6 +54,7 @@ from appliance.stream.inspection import eviction_policy
 from appliance.stream.keys import Keys
 from appliance.stream.leases import Leases
 from appliance.stream.ledger import Ledger
+from appliance.stream.precedence import Unsettled
 from appliance.stream.presence import Presence
 from appliance.stream.producer import Producer
 from appliance.stream.reclaim import Reclaimer
@@ -170,6 +172,7 @@ class Replica:
             self.keys,
             self.timers.expect,
             Entrance(self.gatekeeper),
+            Order(self.catalog, self.runs, Unsettled(self.commander, self.keys, stream.group), self.keys),
         )
         self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)
         self.consumer = Consumer(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from appliance.engine.changes import BEGUN_BY_OTHERS, Drive, run_row
 from appliance.engine.gates import Arrival, Decision, Go, position_of
+from appliance.engine.order import ORDERING
 from appliance.engine.rulings import Request
 from appliance.identifiers import milliseconds_of
 from appliance.store.rows import EventRow
@@ -85,6 +86,16 @@ class Entrance:
         self._letting_in.discard(done)
         if not done.cancelled() and (error := done.exception()) is not None:
             log.warning("those who wait are let in by the next sweep: %s", error)
+
+
+def ordered_keys(drives: Iterable[Drive]) -> dict[str, str]:
+    """By the digest of its ordering key each run that is not recorded yet and keeps an order."""
+    found = {}
+    for drive in drives:
+        control = drive.revision.workflow.control
+        if drive.version == 0 and control is not None and control.ordered:
+            found[_keys(drive)[ORDERING].digest] = drive.run_id
+    return found
 
 
 def _arrival(drive: Drive, position: int, *, woken: bool) -> Arrival:

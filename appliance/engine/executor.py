@@ -25,9 +25,10 @@ from appliance.engine.changes import (
     give_back,
 )
 from appliance.engine.drive import Driver, Prepare
-from appliance.engine.entrance import Entrance
+from appliance.engine.entrance import Entrance, ordered_keys
 from appliance.engine.following import Following
 from appliance.engine.listeners import Listeners, business_key, machine_digest
+from appliance.engine.order import Order
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
 from appliance.errors import Malformed, NotFound
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
@@ -93,9 +94,11 @@ class Executor:
         keys: Keys,
         on_timer: Callable[[float], None],
         entrance: Entrance,
+        order: Order,
     ) -> None:
         self._definitions = definitions
         self._entrance = entrance
+        self._order = order
         self._following = Following(definitions)
         self._runs = runs
         self._recorder = recorder
@@ -118,9 +121,20 @@ class Executor:
             raw = entry.fields.get(FIELD_WORK)
             if raw is not None:
                 return await self._work(entry, decode_work(raw))
-            return await self._event(entry, self._decode(entry))
+            event = self._decode(entry)
+            if self._order.needed:
+                return await self._in_order(entry, event)
+            return await self._event(entry, event)
         except (Malformed, Refused) as error:
             return await self._set_aside(entry, str(error), None)
+
+    async def _in_order(self, entry: Entry, event: Event, *, again: bool = False) -> Verdict:
+        """An event while some workflow keeps an order: later ones know that this one is in hand."""
+        self._order.enter(entry)
+        try:
+            return await self._event(entry, event, again=again)
+        finally:
+            self._order.left(entry)
 
     async def set_aside(self, entry: Entry, reason: str) -> Verdict:
         """Keep an entry that can't be handled as a dead letter, byte for byte."""
@@ -203,9 +217,13 @@ class Executor:
             return Settled(UNMATCHED)
         revisions = [rule.payload for rule in rules]
         drives = await self._drives(entry, event, view, revisions, prior)
+        if self._order.needed and not await self._order.may_pass(entry, ordered_keys(drives)):
+            return Later(_patience_s(entry))
         if any(drive.revision.workflow.control is not None for drive in drives):
             verdict = await self._pass_gates(entry, event, drives, prior, again=again)
         else:
+            if self._order.needed:
+                self._order.passed(entry)
             verdict = await self._drive_all(entry, event, drives, prior, told=told)
         await self._tell_newcomers(entry, event, view)
         return verdict
@@ -223,6 +241,7 @@ class Executor:
             return await self._entrance.begin(entry, drive, row, self._held(entry), sole=sole)
 
         passed = await asyncio.gather(*(passes(drive) for drive in drives))
+        self._order.passed(entry)
         go_on = [drive for drive, may in zip(drives, passed, strict=True) if may]
         if sole and not go_on:
             return Settled(HANDLED)
@@ -491,7 +510,7 @@ class Executor:
             if FIELD_WORK in fields:
                 inner = replace(decode_work(fields[FIELD_WORK]), reopens=work.reopens)
                 return await self._work(entry, inner, (*before, f"{letter.stream}-{letter.entry_id}"))
-            verdict = await self._event(entry, decode_entry(*origin, fields), again=True)
+            verdict = await self._in_order(entry, decode_entry(*origin, fields), again=True)
         except (Malformed, Refused) as error:
             change = self._change(entry)
             change.letters = [_entry_letter(letter.stream, *origin, fields, str(error))._replace(id=letter.id)]
