@@ -18,8 +18,7 @@ For the executor, with every entry of an event::
     finally:
         order.left(entry)
 
-Internal work is not entered. While ``needed`` is false nothing has to be called; ``may_pass`` enters an entry that was
-not, so ``left`` belongs behind it in any case.
+Internal work is not entered. While ``needed`` is false nothing has to be called.
 """
 
 from __future__ import annotations
@@ -112,16 +111,21 @@ class Order:
         Waits for earlier entries that are worked on here. False: an earlier one is elsewhere, or nobody can tell at the
         moment; to be asked again later. Raises StoreUnavailable.
         """
+        entered = entry in self._here
         self._here.know(entry, runs)
-        if not runs:
-            return True
-        self._streams[entry.priority].note(entry.id, runs)
-        wish = _Wish(entry.id, rank_of(entry.id), frozenset(runs))
-        await self._here.clear(entry)
         try:
-            return not await self._asking[entry.priority].submit(wish)
+            return not runs or await self._is_next(entry, runs)
         except StreamUnavailable:
             return False
+        finally:
+            if not entered:  # internal work, or the rules have just changed: nobody will say that it has left
+                self._here.leave(entry)
+
+    async def _is_next(self, entry: Entry, runs: Mapping[str, str]) -> bool:
+        self._streams[entry.priority].note(entry.id, runs)
+        await self._here.clear(entry)
+        wish = _Wish(entry.id, rank_of(entry.id), frozenset(runs))
+        return not await self._asking[entry.priority].submit(wish)
 
     def passed(self, entry: Entry) -> None:
         """All ordered runs that an entry leads to are recorded, or there are none. Nothing for one not entered."""

@@ -72,6 +72,7 @@ class Precedence:
 
     def enter(self, entry: Entry) -> None:
         """Take an entry in hand: until more is known, it may hold up every later one of its stream."""
+        self.leave(entry)
         passing = self._here[entry] = _Passing(entry.priority, rank_of(entry.id))
         self._entered += 1
         unknown = self._unknown.setdefault(entry.priority, [])

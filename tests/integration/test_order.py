@@ -221,6 +221,20 @@ async def test_what_is_settled_or_was_deleted_counts_no_more(site: Site) -> None
     assert await site.may_pass("b", mine)
 
 
+async def test_one_that_was_not_entered_leaves_no_trace(site: Site) -> None:
+    """The rules changed while it was in hand."""
+    await site.add("x", "x")
+    first, second = await site.bench.read(site.bench.a, 10)
+    order = site.orders["a"]
+    assert await order.may_pass(first, site.runs(first))
+    assert not await order.may_pass(second, site.runs(second))
+    assert len(order._here) == 0
+    order.enter(second)
+    order.enter(second)
+    order.left(second)
+    assert len(order._here) == 0
+
+
 async def test_another_stream_is_another_order(site: Site) -> None:
     for priority in ("high", "low"):
         await site.bench.producer.submit(new_event("t", {"k": "x"}, source="/t"), priority)
