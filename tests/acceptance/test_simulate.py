@@ -161,3 +161,43 @@ async def test_a_draft_is_told_from_what_ran(history: Replica, tmp_path: Path) -
         ["step big: was skipped, would not be reached", "step large: was not reached, would be skipped"],
         ["step big: was succeeded, would not be reached", "step large: was not reached, would be succeeded"],
     ]
+
+
+SHAPED = {
+    "rated": "rate_limit: {limit: 2, period: 1h}",
+    "batched": "batch: {size: 2, timeout: 1s}",
+    "last": "debounce: {period: 1s}",
+    "paced": "throttle: {limit: 1, period: 1s}",
+}
+
+
+async def test_what_flow_control_did_it_would_do_again(history: Replica) -> None:
+    """The last of the file: it adds to the history."""
+    for name, said in SHAPED.items():
+        steps = "steps: [{id: note, action: log, with: {message: x}}]"
+        file = history.folder.parent / "config" / "workflows" / f"{name}.yaml"
+        file.write_text(f"name: {name}\ntrigger: {{event: shaped}}\n{said}\n{steps}\n")
+
+    async def loaded() -> bool:
+        names = {item["name"] for item in (await shell(history, "workflows", "list"))["items"]}
+        return names >= SHAPED.keys()
+
+    async def over() -> bool:
+        found = (await shell(history, "runs", "list", "--limit", "50"))["items"]
+        runs = [run for run in found if run["workflow"] in SHAPED]
+        return len(runs) == 3 + 2 + 3 + 3 and all(run["status"] in ("succeeded", "cancelled") for run in runs)
+
+    await wait_until(loaded, "the workflows to be loaded", 20)
+    for n in range(3):
+        await shell(history, "publish", "shaped", f"n={n}")
+    await wait_until(over, "all of them to be over", 40)
+    expected: dict[str, dict[str, Any]] = {
+        "rated": {"began": 2, "left_out": {"rate_limited": 1}},
+        "batched": {"waited": 2, "joined": 1},
+        "last": {"waited": 1, "left_out": {"debounced": 2}},
+    }
+    for name in SHAPED:
+        answer = await shell(history, "simulate", name, "--since", "1h")
+        assert [item for item in answer["items"] if item["verdict"] != "same"] == [], name
+        assert answer["summary"]["same"] == 3
+        assert {key: answer["flow"][key] for key in expected.get(name, {})} == expected.get(name, {}), name
