@@ -61,7 +61,8 @@ class Turnstile:
     def wake(self, run_id: str, now: float) -> Decisions:
         """A run that is held asks again: its time has come, or there is room."""
         self._due.pop(run_id, None)
-        return self._decide(self._held[run_id]._replace(woken=True), now)
+        arrival = self._held.get(run_id)
+        return self._decide(arrival._replace(woken=True), now) if arrival is not None else Decisions()
 
     def over(self, run_id: str) -> list[str]:
         """A run has ended; returns the runs that have got its places, and are to be woken."""

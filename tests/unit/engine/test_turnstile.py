@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from appliance.engine.turnstile import timeless
 from appliance.errors import DefinitionError
 from appliance.story import Story, StoryRun
+from tests.unit.engine.lobby import Lobby
 
 TENANT = "{{ event.data.t }}"
 
@@ -214,6 +218,36 @@ def test_many_events_are_told_in_little_time(n: int) -> None:
         story.event("w", {"n": number, "t": number % n})
     story.wait("1m")
     assert len(notes(story)) == n
+
+
+TIMED: list[dict[str, Any]] = [
+    {"rate_limit": {"limit": 2, "period": "5s", "key": TENANT}},
+    {"throttle": {"limit": 2, "period": "4s", "burst": 1}},
+    {"debounce": {"period": "2s", "timeout": "5s", "key": TENANT}},
+    {"batch": {"size": 3, "timeout": "3s", "key": TENANT}},
+    {"debounce": {"period": "2s"}, "rate_limit": {"limit": 1, "period": "7s"}},
+    {"batch": {"size": 2, "timeout": "3s"}, "throttle": {"limit": 1, "period": "5s", "key": TENANT}},
+    {"rate_limit": {"limit": 3, "period": "6s"}, "throttle": {"limit": 1, "period": "2s"}, "concurrency": 3},
+]
+
+
+@given(
+    st.sampled_from(TIMED),
+    st.lists(st.tuples(st.sampled_from([0, 0.25, 1.1, 6.3]), st.sampled_from("ab")), max_size=25),
+)
+def test_it_keeps_what_rows_keep(said: dict[str, Any], events: list[tuple[float, str]]) -> None:
+    """Against the table of rows with which the decisions themselves are tested."""
+    lobby, story = Lobby.of(**{part: what for part, what in said.items() if part != "concurrency"}), told(**said)
+    lobby.now = story.now.timestamp()
+    for n, (gap, tenant) in enumerate(events):
+        lobby.wait(gap)
+        story.wait(f"{gap}s")
+        lobby.arrive(lobby.event(str(n), n + 1, t=tenant))
+        story.event("w", {"n": n, "t": tenant})
+    lobby.wait(200)
+    story.wait("200s")
+    assert [str(n) for _, n in notes(story)] == lobby.begun
+    assert Counter(fate for fate in fates(story.runs) if fate not in (None, "succeeded")) == lobby.skipped
 
 
 def test_what_is_wrong_is_refused_as_everywhere() -> None:
