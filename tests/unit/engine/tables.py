@@ -207,8 +207,9 @@ class Tables:
         self.waits.discard((row.run_id, row.key))
 
     def _cancelled_children(self, row: Any, now: float) -> None:
-        child = self.runs[self.children[row.run_id, row.key]]
-        if child.status in ALIVE:
+        called = self.children.get((row.run_id, row.key))  # there is none where the call was refused
+        child = self.runs[called] if called is not None else None
+        if child is not None and child.status in ALIVE:
             child.asked = "cancel"
             self.nudge(child.id, now)
 
