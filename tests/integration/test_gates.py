@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_asyncio
 
@@ -284,8 +285,12 @@ async def test_a_raised_limit_frees_those_who_wait_and_so_does_one_that_is_gone(
     assert await keeper.sweep() == 0
     await site.workflow(concurrency=3)
     assert await keeper.sweep() == 2
+    for run_id in await site.let_in():  # although their own revision says 1
+        assert isinstance(await site.wake(keeper, run_id), Go)
     await site.workflow(rate_limit={"limit": 5, "period": "1s"})
     assert await keeper.sweep() == 3
+    for run_id in await site.let_in():
+        assert isinstance(await site.wake(keeper, run_id), Go)
 
 
 async def test_a_paused_run_is_passed_by_unless_runs_keep_their_order(site: Porch, keeper: Gatekeeper) -> None:
@@ -410,6 +415,31 @@ async def test_a_reply_that_the_network_swallowed_is_no_second_decision(site: Po
         assert isinstance(await asyncio.wait_for(arriving, 20), Go)
         assert await site.rows("SELECT count(*) FROM places WHERE run_id = %s", run_id) == [(1,)]
         await keeper.close()
+
+
+async def test_what_somebody_else_wrote_meanwhile_is_seen_the_next_time(
+    site: Porch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica has an older definition, without flow control, and records the run of the same event."""
+    keeper = await site.gatekeeper()
+    request = site.request(await site.workflow(concurrency=1))
+    hits: list[str] = []
+
+    def hit(point: faultpoints.Point) -> None:
+        hits.append(point)
+        if hits == ["before_decision"]:
+            with psycopg.connect(site.url) as other:
+                other.execute(
+                    "INSERT INTO runs (id, workflow_id, revision_id, status, version, started_at, updated_at, priority)"
+                    " VALUES (%s, 1, 1, 'succeeded', 3, now(), now(), 'normal')",
+                    [request.arrival.run_id],
+                )
+
+    monkeypatch.setattr(faultpoints, "hit", hit)
+    assert isinstance(await asyncio.wait_for(keeper.arrive(request), 20), Gone)
+    assert hits == ["before_decision", "before_decision", "after_decision"]
+    assert keeper.healthy
+    assert await site.rows("SELECT 1 FROM places") == []
 
 
 async def test_while_postgresql_is_away_nothing_is_decided_and_nothing_more_is_read(
