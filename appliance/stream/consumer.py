@@ -147,7 +147,7 @@ class Consumer:
             while not self.stopping:
                 try:
                     if failures:  # before anything is read: a failover may have undone what was settled
-                        await self._group.suspect()
+                        await self._group.suspect(reading=True)
                     await self._read_once()
                     failures = 0
                 except (rx.RedisError, OSError) as error:

@@ -56,6 +56,7 @@ class Group:
         self._leave = Script("leave")
         self._suspect_until_ms = 0
         self._new_until_ms = 0
+        self._server = ""
 
     async def found(self) -> Foundation:
         """Make streams, groups and ledgers that are missing; what is in a stream then counts as delivered before."""
@@ -71,14 +72,19 @@ class Group:
         await self.suspect()
         return Foundation(tuple(made), lost)
 
-    async def suspect(self) -> None:
-        """From now on treat entries older than this moment as perhaps handled before (after a lost connection)."""
+    async def suspect(self, *, reading: bool = False) -> None:
+        """From now on treat entries older than this moment as perhaps handled before (after a lost connection).
+
+        ``reading`` says that the caller is who reads: while somebody else asks, the reader's connection may be in use.
+        """
         seconds, _ = await self._commander.time()
         self._suspect_until_ms = seconds * 1000 + 1000
-        reader_id = await self._reader.client_id()
-        if reader_id != self._reader_id:
-            self._new_until_ms = seconds * 1000 + 1000 if self._reader_id is not None else 0
-        self._reader_id = reader_id
+        server = str((await self._commander.info("server"))["run_id"])
+        if self._server not in ("", server):
+            self._new_until_ms = self._suspect_until_ms
+        self._server = server
+        if reading or self._reader_id is None:
+            self._reader_id = await self._reader.client_id()
 
     async def read(self, counts: Mapping[str, int]) -> tuple[list[Entry], list[rx.ResponseError]]:
         """New entries without waiting, at most ``counts[priority]`` of each stream.
@@ -126,7 +132,7 @@ class Group:
         """Acknowledge and count; returns the ids that are not ours any more.
 
         With ``held`` the caller is certain that nobody else has these entries: then those count as well that somebody
-        deleted meanwhile. Not those from before the connection was new: a failover may have lost them.
+        deleted meanwhile. Not those that came from another server than the present one: a failover may have lost them.
         """
         args: list[Any] = [self.group, self.consumer, self._new_until_ms if held else ""]
         for entry_id, outcome in outcomes:

@@ -216,6 +216,13 @@ async def fired(made: Replica) -> None:
     await made.commander.xgroup_delconsumer(made.keys.stream("normal"), "appliance", made.consumer_name)
 
 
+async def watched(made: Replica) -> None:
+    """Somebody looks for missing streams while the reader waits in its connection."""
+    await made.consumer.found()
+    await dropped(made)
+    await made.consumer.found()
+
+
 async def disbanded(made: Replica) -> None:
     await lose_entry(made)
     await made.commander.xgroup_destroy(made.keys.stream("normal"), "appliance")
@@ -225,7 +232,7 @@ async def disbanded(made: Replica) -> None:
 Deletion = Callable[[Replica], Awaitable[None]]
 
 
-@pytest.mark.parametrize("lose", [lose_entry, dropped, fired, disbanded])
+@pytest.mark.parametrize("lose", [lose_entry, dropped, watched, fired, disbanded])
 async def test_an_entry_that_was_deleted_while_it_was_worked_on(heart: Heart, db: Connection, lose: Deletion) -> None:
     made = await heart.replica()
     gate = await started(heart, db, made)
