@@ -480,3 +480,27 @@ async def test_runs_that_are_moved_to_and_fro_while_they_are_woken_do_everything
     assert len(world.heart.calls["b"]) + len(world.heart.calls["c"]) == 30
     await world.heart.at_rest()
     assert await world.left() == NOTHING
+
+
+async def test_runs_come_under_the_flow_control_of_the_revision_that_they_follow(world: World) -> None:
+    at_work, most = 0, 0
+
+    async def count(_: Context) -> None:
+        nonlocal at_work, most
+        at_work += 1
+        most = max(most, at_work)
+        await asyncio.sleep(0.02)
+        at_work -= 1
+
+    world.heart.behave["busy"] = count
+    await world.put(flow(WAIT, told("b")))
+    for _ in range(4):
+        await world.event("t")
+    await world.until(*["waiting"] * 4)
+    await world.put(flow(WAIT, told("busy"), concurrency=1))
+    await world.event("paid")
+    await world.until(*["succeeded"] * 4)
+    assert most == 1
+    assert await numbers(world) == [2] * 4
+    await world.heart.at_rest()
+    assert await rows(world.db, "SELECT 1 FROM places UNION ALL SELECT 1 FROM queue") == []
