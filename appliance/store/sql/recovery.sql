@@ -70,7 +70,7 @@ WITH page AS MATERIALIZED (
                NOT EXISTS (SELECT FROM steps s WHERE s.run_id = page.id) AS stepless
     ) AS what
     WHERE page.holder = 'timer' AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = page.id)
-      AND (page.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = page.id))
+      AND (page.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = page.id OFFSET 0))
 ), found AS (
     SELECT id, version, holder, due_at FROM parked WHERE due_at IS NOT NULL
     UNION ALL
@@ -87,7 +87,7 @@ SELECT r.id, '', to_timestamp(u.due_at), r.priority
 FROM unnest(%b::text[], %b::int4[], %b::float8[]) AS u (id, version, due_at)
 JOIN runs r ON r.id = u.id::uuid AND r.version = u.version
 WHERE r.status IN ('running', 'waiting', 'retrying') AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = r.id)
-  AND (r.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = r.id))
+  AND (r.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = r.id OFFSET 0))
 ON CONFLICT (run_id, key) DO NOTHING
 
 -- name: free_held
