@@ -25,6 +25,7 @@ from appliance.store.queries import named
 from appliance.stream.ledger import Account, Ledger
 
 _SAVE_EVERY_S = 1.0
+_COUNT_EVERY_S = 10.0
 SQL = named("epochs")
 
 log = logging.getLogger("appliance.bookkeeping")
@@ -61,10 +62,14 @@ class Bookkeeper:
         }
 
     async def run_forever(self) -> None:
-        """Save what changed, once a second."""
+        """Save what changed, once a second; now and then count who waits."""
+        counted_at = 0.0
         while True:
             try:
                 await self.save()
+                if time.monotonic() - counted_at >= _COUNT_EVERY_S:
+                    counted_at = time.monotonic()
+                    await self.count()
             except (StreamUnavailable, StoreUnavailable) as error:
                 log.debug("the ledger was not saved: %s", error)
             await asyncio.sleep(_SAVE_EVERY_S)
@@ -88,6 +93,12 @@ class Bookkeeper:
                 await connection.execute(SQL["complete"])
             self._closed = await _former(connection, accounts)
         self._saved = known
+
+    async def count(self) -> None:
+        """Let the metrics say how many runs flow control has wait for places."""
+        async with checked_out(self._pool) as connection:
+            rows: list[Any] = await (await connection.execute(SQL["waiting"])).fetchall()
+        METRICS.queue_runs.set(rows[0][0])
 
     async def complete(self) -> None:
         """Save, and add to lives that ended lately what the history has learnt of them since."""

@@ -121,6 +121,9 @@ def check_store(facts: StoreFacts, pool_size: int) -> Iterator[Finding]:
     if free < pool_size:
         text = f"{free} of {facts.max_connections} connections are free, a replica may take {pool_size}"
         yield Finding("connections", "warn", text, "raise max_connections, lower store.pool_size, or use a pooler")
+    if facts.long_waiting:
+        text = f"{facts.long_waiting} runs have waited for places for more than an hour"
+        yield Finding("flow control", "warn", text, "appliance queue says for which: raise limits, or see who has them")
     yield _check_clock("postgresql clock", facts.clock_ahead_s)
 
 

@@ -102,6 +102,9 @@ class Metrics:
         self.event_seconds = self._tally(
             "event_seconds", "Time from an event's entry into the stream to its acknowledgement."
         )
+        self.queue_runs = self._gauge(
+            "queue_runs", "Runs that wait for places of flow control, over all replicas; counted up to 10,000."
+        )
         self.workflows = self._gauge("workflows", "Enabled workflows in the catalog.")
         self.definitions_refused = self._counter("definitions_refused", "Workflow definitions refused, files and API.")
 

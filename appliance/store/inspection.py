@@ -16,11 +16,18 @@ SELECT current_setting('server_version'), current_setting('synchronous_commit'),
        current_setting('max_connections')::int, (SELECT count(*) FROM pg_stat_activity WHERE backend_type =
        'client backend'), extract(epoch FROM clock_timestamp())::float8, current_setting('server_encoding')
 """
+_HAS_QUEUE = "SELECT to_regclass('queue') IS NOT NULL"
+_LONG_WAITING = """
+SELECT count(*) FROM (SELECT since FROM queue LIMIT 10000) AS some_rows WHERE since < now() - interval '1 hour'
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """One look at the server. ``clock_ahead_s`` is how far its clock is before ours, in seconds."""
+    """One look at the server. ``clock_ahead_s`` is how far its clock is before ours, in seconds.
+
+    ``long_waiting``: runs that have waited for places for more than an hour, of the first 10,000 that wait.
+    """
 
     version: str
     synchronous_commit: str
@@ -30,6 +37,7 @@ class StoreFacts:
     connections: int
     clock_ahead_s: float
     encoding: str
+    long_waiting: int = 0
 
 
 async def inspect_store(url: str) -> StoreFacts:
@@ -41,6 +49,8 @@ async def inspect_store(url: str) -> StoreFacts:
             before = time.time()
             row = await (await connection.execute(_FACTS)).fetchone()
             after = time.time()
+            has_queue = await (await connection.execute(_HAS_QUEUE)).fetchone()
+            waiting = await (await connection.execute(_LONG_WAITING)).fetchone() if has_queue == (True,) else None
     except psycopg.OperationalError as error:
         raise StoreUnavailable(f"PostgreSQL: {' '.join(str(error).split())}") from None
     except psycopg.ProgrammingError as error:  # libpq's message about a URL doesn't show the password
@@ -56,4 +66,5 @@ async def inspect_store(url: str) -> StoreFacts:
         connections=used,
         clock_ahead_s=clock - (before + after) / 2,
         encoding=encoding,
+        long_waiting=waiting[0] if waiting is not None else 0,
     )

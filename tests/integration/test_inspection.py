@@ -35,7 +35,17 @@ async def test_a_postgresql_tells_its_facts(database_url: str) -> None:
     assert not facts.read_only
     assert 0 < facts.connections < facts.max_connections
     assert abs(facts.clock_ahead_s) < 1
+    assert facts.long_waiting == 0
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
+        for minutes in (59, 61, 600):
+            await connection.execute(
+                "INSERT INTO queue SELECT gen_random_uuid(), 1, gen_random_uuid(), 1, 'low', '{}', '{}', '{}', '{}', "
+                "now() - make_interval(mins => %s)",
+                [minutes],
+            )
+        assert (await inspect_store(database_url)).long_waiting == 2
+        await connection.execute("DROP TABLE queue")  # as before its migration
+        assert (await inspect_store(database_url)).long_waiting == 0
         name = connection.info.dbname
         await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on'.encode())
         await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off'.encode())

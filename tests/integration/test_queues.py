@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from appliance.bookkeeping import Bookkeeper
 from appliance.errors import Malformed, NotFound
 from appliance.events import format_time
 from appliance.identifiers import run_id_for, uuid7
+from appliance.observe.metrics import METRICS
 from appliance.store.history import History
 from appliance.store.queues import MOST, Queues
 from appliance.store.trace import Traces
@@ -233,6 +235,18 @@ async def test_a_throttle_says_how_many_wait_for_their_turn(
     await put_meter(stand, "throttle", at, at, workflow_id=revision.workflow_id)
     (meter,) = (await queues.get_queue("slow"))["meters"]
     assert (meter["waiting"], meter["until"]) == (waiting, format_time(at))
+
+
+async def test_who_waits_is_counted_for_the_metrics(stand: Stand) -> None:
+    ledger: Any = None
+    bookkeeper = Bookkeeper(ledger, stand.pool)
+    for number in range(3):
+        await put_in_queue(stand, await stand.run(), number)
+    await bookkeeper.count()
+    assert METRICS.registry.get_sample_value("appliance_queue_runs") == 3
+    await stand.rows("DELETE FROM queue")
+    await bookkeeper.count()
+    assert METRICS.registry.get_sample_value("appliance_queue_runs") == 0
 
 
 async def test_what_is_no_workflow_or_cursor_is_refused(stand: Stand, queues: Queues) -> None:

@@ -79,3 +79,6 @@ FROM ledger_epochs WHERE epoch <> ALL(%b::text[])
 SELECT workflows.name, skipped.reason, skipped.count
 FROM skipped JOIN workflows ON workflows.id = skipped.workflow_id
 ORDER BY workflows.name, skipped.reason
+
+-- name: waiting
+SELECT count(*) FROM (SELECT FROM queue LIMIT 10000) AS some_rows

@@ -70,6 +70,7 @@ def test_each_wrong_fact_about_the_stream_server_is_found(change: dict[str, Any]
         ({"encoding": "SQL_ASCII"}, ("encoding", "fail")),
         ({"connections": 95}, ("connections", "warn")),
         ({"clock_ahead_s": 5.0}, ("postgresql clock", "warn")),
+        ({"long_waiting": 3}, ("flow control", "warn")),
     ],
 )
 def test_each_wrong_fact_about_postgresql_is_found(change: dict[str, Any], wrong: tuple[str, str]) -> None:
