@@ -114,6 +114,8 @@ class StoryRun:
     machine_key: str | None = None
     held: str | None = None
     """What flow control let it wait for, or last did: ``debounce``, ``batch``, ``throttle``, ``ordering`` …"""
+    number: int = 0
+    """Which of the story's runs it is."""
     begun_at: float | None = None
     """When it began (Unix seconds); None: flow control holds it, or left it out."""
 
@@ -176,6 +178,8 @@ class Story:
         self._controls = {w.name: (n, self._control(w)) for n, w in enumerate(self.workflows.values())}
         self._batches: dict[str, list[Any]] = {}
         self._by_id: dict[str, StoryRun] = {}
+        self._dues: dict[str, float] = {}
+        """Of runs that wait for a time: simulations have thousands that are over."""
 
     # --- what happens ------------------------------------------------------------------------------------------------
 
@@ -298,14 +302,15 @@ class Story:
         about = {"id": run_id, "workflow": workflow.name, "revision": 1, "started_at": self.now.timestamp()}
         if workflow.machine is not None:
             about["event"] = dict(view)
-        run = StoryRun(run_id, workflow, Facts(view, given, about, {}), event_uid=event_uid)
+        facts = Facts(view, given, about, {})
+        run = StoryRun(run_id, workflow, facts, event_uid=event_uid, number=len(self._by_id))
         self.runs.append(run)
         self._by_id[run_id] = run
         return run
 
     def _tell(self, event: Event, digests: list[str]) -> None:
         self._heard += [(digest, event, self.now.timestamp()) for digest in digests]
-        for run in self.runs:
+        for run in self.runs if digests else ():
             for key, digest in run.listens.items():
                 if digest in digests and run.status not in TERMINAL:
                     self._hear(run, key, event)
@@ -326,8 +331,16 @@ class Story:
                 continue
             now = self.now.timestamp()
             run.state, commands = advance(run.workflow, run.facts, run.state, given, now)
+            self._note_due(run)
             for command in commands:
                 self._carry_out(run, command)
+
+    def _note_due(self, run: StoryRun) -> None:
+        due = run.state.next_due() if run.status not in TERMINAL else None
+        if due is None:
+            self._dues.pop(run.id, None)
+        else:
+            self._dues[run.id] = due
 
     def _carry_out(self, run: StoryRun, command: Any) -> None:
         match command:
@@ -434,13 +447,12 @@ class Story:
 
     def _fall_due(self, due: float) -> None:
         self._wake_held(due)
-        for run in self.runs:
-            if run.status not in TERMINAL and (run.state.next_due() or 1e18) <= due:
-                self._queue.append((run, Resumed(lost=False)))
+        found = [self._by_id[run_id] for run_id, at in self._dues.items() if at <= due]
+        for run in sorted(found, key=lambda run: run.number):
+            self._queue.append((run, Resumed(lost=False)))
 
     def _next_due(self) -> float | None:
-        dues = [run.state.next_due() for run in self.runs if run.status not in TERMINAL]
-        dues.append(self._turnstile.next_due())
+        dues = (min(self._dues.values(), default=None), self._turnstile.next_due())
         return min((due for due in dues if due is not None), default=None)
 
     # --- flow control ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Runs are taken to be at work for no time, so ``concurrency`` makes nobody wait a
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ class Turnstile:
         self._floor = Floor()
         self._held: dict[str, Arrival] = {}
         self._due: dict[str, float] = {}
+        self._dues: list[tuple[float, int, str]] = []
+        """The same as a heap with positions; what is not so any more stays until it comes to the top."""
         self._queue: dict[str, Waiting] = {}
         self._turns: dict[int, str] = {}
         self._last = 0
@@ -72,12 +75,18 @@ class Turnstile:
 
     def next_due(self) -> float | None:
         """When a run that is held is to be woken."""
-        return min(self._due.values(), default=None)
+        while self._dues and self._due.get(self._dues[0][2]) != self._dues[0][0]:
+            heapq.heappop(self._dues)
+        return self._dues[0][0] if self._dues else None
 
     def due(self, now: float) -> list[str]:
-        """The runs that are to be woken, in their order."""
-        found = [(at, self._held[run].position, run) for run, at in self._due.items() if at <= now]
-        return [run for _, _, run in sorted(found)]
+        """The runs that are to be woken, in their order; they are told once."""
+        found = []
+        while (at := self.next_due()) is not None and at <= now:
+            _, _, run_id = heapq.heappop(self._dues)
+            del self._due[run_id]
+            found.append(run_id)
+        return found
 
     def _decide(self, arrival: Arrival, now: float) -> Decisions:
         decisions = decide([arrival], self._floor, now)
@@ -85,8 +94,12 @@ class Turnstile:
         for run_id in decisions.ended:
             self._forget(run_id, CANCELLED)
         for run_id, due_at in decisions.due.items():
-            self._due[run_id] = due_at
+            self._wake_at(run_id, due_at)
         return decisions
+
+    def _wake_at(self, run_id: str, due_at: float) -> None:
+        self._due[run_id] = due_at
+        heapq.heappush(self._dues, (due_at, self._held[run_id].position, run_id))
 
     def _settle(self, arrival: Arrival, decisions: Decisions) -> None:
         run_id, decision = arrival.run_id, decisions.made[arrival.run_id]
@@ -99,7 +112,7 @@ class Turnstile:
             if decision.due_at is None:
                 self._queue[run_id] = decisions.queue[run_id]
             else:
-                self._due[run_id] = decision.due_at
+                self._wake_at(run_id, decision.due_at)
         elif isinstance(decision, Leave):
             self._forget(run_id, CANCELLED)
 
