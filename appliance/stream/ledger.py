@@ -90,7 +90,6 @@ def account(
     texts = [part.decode() for part in counters]
     values = dict(zip(texts[::2], texts[1::2], strict=True))
     epoch, first = values.pop("epoch", ""), values.pop("first", None)
-    values.pop("again", None)
     n = {name: int(value) for name, value in values.items()}
     minutes = {int(name[3:]): number for name, number in n.items() if name.startswith("at:")}
     # Where ours is the only group, settled entries are deleted, so the stream's length is exactly what is unsettled.

@@ -87,7 +87,6 @@ async def test_a_redrive_that_was_settled_before_the_loss(heart: Heart, db: Conn
     (made,) = heart.replicas
     other = await heart.replica()
     await made.control.redrive(letter, "me")
-    await wait_until(made.timers.fire, "the redrive")
     await ended(db)
     await heart.at_rest()
     await made.bookkeeper.save()

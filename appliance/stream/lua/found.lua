@@ -43,7 +43,8 @@ if added < known or (begun and not existed) then
   old = redis.call('HGETALL', KEYS[2])
   redis.call('DEL', KEYS[2])
 elseif begun and made == 1 then
-  redis.call('HSET', KEYS[2], 'again', last)  -- up to here entries are delivered anew, whoever works on them
+  -- Up to this time entries are delivered anew, whoever works on them.
+  redis.call('HSET', KEYS[2], 'again', (string.match(last, '^%d+')))
 end
 if redis.call('HSETNX', KEYS[2], 'epoch', ARGV[2]) == 1 then
   -- What was added and deleted before we came never was ours to account for.

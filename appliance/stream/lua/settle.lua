@@ -57,14 +57,14 @@ local function held(id)
   redis.call('XDEL', KEYS[1], id)
   return true, deleted
 end
-local again = redis.call('HGET', KEYS[2], 'again')
+local again = tonumber(redis.call('HGET', KEYS[2], 'again') or '-1')
 for i = 4, #ARGV, 2 do
   local id, outcome = ARGV[i], ARGV[i + 1]
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])[1]
   if pending then
     mine[#mine + 1] = id
     count(id, outcome, false)
-    if pending[4] > 1 or (again and not before(again, id)) then
+    if pending[4] > 1 or position(id) <= again then
       shared[#shared + 1] = id
     end
   else
