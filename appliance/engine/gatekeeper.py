@@ -120,7 +120,7 @@ class Gatekeeper:
             try:
                 if missed := await self.sweep():
                     log.info("let in: %d", missed)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, Refused) as error:
                 log.warning("the sweep of flow control waits: %s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SWEEP_S * random.uniform(0.8, 1.2)):
@@ -155,11 +155,11 @@ class Gatekeeper:
                 return await self._without(requests, invalid, freed)
             try:
                 made, let_in = await self._sit(requests, freed)
-            except (StoreUnavailable, Refused) as error:
+            except Exception as error:
                 failures += 1
                 if isinstance(error, Undone) and failures < _MOST_UNDONE:
                     continue  # what somebody else wrote is seen this time
-                if isinstance(error, Refused | Undone):
+                if isinstance(error, Undone) or not isinstance(error, StoreUnavailable):
                     return await self._halved(requests, freed, error)
                 if self._closing or not requests:
                     return [error] * len(requests), error
@@ -176,12 +176,12 @@ class Gatekeeper:
         return [LeaseLost("the lease was lost") if bad else next(answers) for bad in invalid], let_in
 
     async def _halved(self, requests: list[Request], freed: Counter[_Freed], error: Exception) -> _Outcome:
-        """The transaction failed for good: find what is at fault."""
+        """It failed for good: find what is at fault."""
         let_in: dict[int, int] | Exception = error
         if requests and freed:
             _, let_in = await self._settle([], freed)
         if len(requests) < 2:
-            log.error("PostgreSQL refuses what flow control is to record: %s", error)
+            log.error("flow control can't decide: %s", error, exc_info=None if isinstance(error, Refused) else error)
             return [error] * len(requests), let_in
         middle = len(requests) // 2
         first, _ = await self._settle(requests[:middle], Counter())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from appliance.engine.gates import Place, Waiting, admit
 from appliance.store.gates import Head, Scan, Sitting, Writing
@@ -115,14 +116,12 @@ class Doorway:
 
     async def _count(self, turns: Mapping[int, _Turns]) -> None:
         """Learn how many of the places that somebody waits for are taken."""
-        most = {
-            digest: limit
-            for of_workflow in turns.values()
-            for lane in of_workflow.lanes.values()
-            for waiting in lane
-            for digest, limit in of_workflow.needs(waiting)
-            if digest not in self._taken
-        }
+        most: dict[str, int] = {}
+        for of_workflow in turns.values():
+            for waiting in chain.from_iterable(of_workflow.lanes.values()):
+                for digest, limit in of_workflow.needs(waiting):
+                    if digest not in self._taken:
+                        most[digest] = max(limit, most.get(digest, 0))
         unlimited = {digest: 0 for digest, limit in most.items() if limit == _UNLIMITED}
         self._taken |= unlimited
         if len(most) > len(unlimited):

@@ -116,7 +116,13 @@ def _rule_standing(ruling: Ruling, request: Request, decisions: Decisions, flow:
     if isinstance(decision, Wait):
         _put_timer(ruling, request.arrival, decision)
     elif isinstance(decision, Leave):
-        writing.leave.append((run_id, decision.outcome, decision.error, now))
+        _put_leave(writing, run_id, decision, now)
+
+
+def _put_leave(writing: Writing, run_id: str, leave: Leave, now: float) -> None:
+    """A run that is held ends; one that a step called does so itself, so that its caller hears of it."""
+    writing.leave.append((run_id, leave.outcome, leave.error, now))
+    writing.cancel.append((run_id, True))
 
 
 def _put_timer(ruling: Ruling, arrival: Arrival, wait: Wait) -> None:
@@ -143,8 +149,7 @@ def _put_rest(writing: Writing, decisions: Decisions, now: float) -> None:
     writing.wake += decisions.due.items()
     writing.put_batched += decisions.joins
     for run_id, leave in decisions.ended.items():
-        writing.leave.append((run_id, leave.outcome, leave.error, now))
-        writing.cancel.append((run_id, True))
+        _put_leave(writing, run_id, leave, now)
     writing.cancel += [(run_id, False) for run_id in decisions.cancels]
     for digest, meter in decisions.meters.items():
         if meter is None:

@@ -235,7 +235,10 @@ class Gates:
             finally:
                 alarm.cancel()
         except Exception as error:
-            raise _meaning(error) from error
+            meaning = _meaning(error)
+            if meaning is error:
+                raise
+            raise meaning from error
 
     async def close(self) -> None:
         """Close the connection."""

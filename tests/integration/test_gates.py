@@ -470,6 +470,16 @@ async def test_what_cannot_be_stored_is_refused_alone(site: Porch, keeper: Gatek
     assert await site.one("SELECT count(*) FROM places") == 9
 
 
+async def test_an_error_of_ours_concerns_one_run_only(site: Porch, keeper: Gatekeeper) -> None:
+    revision = await site.workflow(concurrency=100)
+    requests = [site.request(revision) for _ in range(9)]
+    broken = site.request(revision)
+    requests.insert(4, broken._replace(arrival=broken.arrival._replace(keys={})))
+    made = await asyncio.gather(*map(keeper.arrive, requests), return_exceptions=True)
+    assert isinstance(made.pop(4), KeyError)
+    assert kinds(made) == {"Go": 9}
+
+
 async def test_whose_lease_is_lost_is_left_out(site: Porch, keeper: Gatekeeper) -> None:
     revision = await site.workflow(concurrency=1)
     lost, good = site.request(revision, valid=lambda: False), site.request(revision)
