@@ -232,6 +232,36 @@ async def test_a_resumed_run_waits_for_what_it_waited_for(shop: Shop, control: d
     assert 2 not in shop.begun
 
 
+async def test_a_paused_batch_takes_events_in_and_begins_when_resumed(shop: Shop) -> None:
+    await shop.put(batch={"size": 3, "timeout": "1h"})
+    shop.open(1)
+    await shop.send(1)
+    run_id = await shop.run(1)
+    await shop.control.pause_run(run_id, "ann")
+    await shop.send(2, 3)
+    await shop.world.heart.at_rest()
+    assert (await shop.status(1), shop.begun) == ("paused", [])
+    await shop.control.resume_run(run_id, "ann")
+    await shop.until(1, "succeeded")
+    run: dict[str, Any] = await shop.history.get_run(run_id)
+    assert len(run["events"]) == 3
+    for uid in run["events"]:
+        (batch,) = (await shop.history.get_event(uid))["batches"]
+        assert batch == {"run_id": run_id, "workflow": "w", "status": "succeeded"}
+    await shop.in_order()
+
+
+async def test_a_paused_run_that_collects_is_replaced_by_a_later_event(shop: Shop) -> None:
+    await shop.put(debounce={"period": "1h"})
+    await shop.send(1)
+    await shop.control.pause_run(await shop.run(1), "ann")
+    await shop.send(2)
+    left: dict[str, Any] = await shop.history.get_run(await shop.run(1))
+    assert (left["status"], left["outcome"]) == ("cancelled", "debounced")
+    assert await shop.run(2) in left["error"]
+    assert await shop.status(2) == "waiting"
+
+
 # --- again -----------------------------------------------------------------------------------------------------------
 
 
