@@ -46,6 +46,7 @@ from appliance.store.rows import (
     WaitRow,
 )
 from appliance.store.runs import Delivered
+from appliance.workflows.flow_control import Key
 from appliance.workflows.revision import Revision
 
 PAUSE, CANCEL, RETRY = "pause", "cancel", "retry"
@@ -105,6 +106,8 @@ class Drive:
     """Some of what came in was looked at."""
     begins: bool = False
     """It stands recorded, but has not begun yet."""
+    keys: dict[str, Key] | None = None
+    """Those of flow control, once they were asked for: rendering them costs more than all else at the gate."""
     machine_key: str | None = None
     """The business key of a state machine that begins."""
     seen: set[tuple[str, str]] = field(default_factory=set)

@@ -108,9 +108,11 @@ def _arrival(drive: Drive, position: int, *, woken: bool) -> Arrival:
 
 
 def _keys(drive: Drive) -> dict[str, Key]:
-    names = {"event": drive.facts.view, "input": drive.facts.input}
-    control: FlowControl = drive.revision.workflow.control
-    return control.keys(drive.revision.workflow_id, names)
+    if drive.keys is None:
+        names = {"event": drive.facts.view, "input": drive.facts.input}
+        control: FlowControl = drive.revision.workflow.control
+        drive.keys = control.keys(drive.revision.workflow_id, names)
+    return drive.keys
 
 
 def _came_at(drive: Drive) -> int:
