@@ -37,7 +37,7 @@ def test_workflows_of_which_runs_wait(server: Server, invoke: Invoke) -> None:
         ["b", "7", "s"],
     ]
     assert server.asked == [("GET", "/api/v1/queues?limit=3", None)]
-    assert invoke("queue")[1] == "nobody waits\n"
+    assert invoke("queue")[1] == "nobody waits for a place\n"
 
 
 def test_who_waits_in_one_workflow_and_what_is_counted(server: Server, invoke: Invoke) -> None:
