@@ -31,7 +31,9 @@ def queue(client: Client, workflow: str | None, limit: int, cursor: str | None, 
         emit(page, "", as_json=True)
     elif workflow is None:
         items = [{**item, "waiting": _counted(item["waiting"])} for item in page["items"]]
-        emit_page({**page, "items": items}, ["workflow", "waiting", "since"], empty="nobody waits for a place", as_json=False)
+        emit_page(
+            {**page, "items": items}, ["workflow", "waiting", "since"], empty="nobody waits for a place", as_json=False
+        )
     else:
         lanes = [row for lane in page["items"] for row in _needs(lane)]
         columns = ["for", "key", "at_work", "limit", "waiting", "since", "next"]

@@ -83,7 +83,15 @@ def test_a_batch_names_its_events(server: Server, invoke: Invoke) -> None:
 
 
 def test_a_trace_names_the_event_that_a_batch_began_with() -> None:
-    run: dict[str, Any] = {**RUN, "duration_s": None, "error": None, "origin": None, "joined": "e1", "events": [], "runs": []}
+    run: dict[str, Any] = {
+        **RUN,
+        "duration_s": None,
+        "error": None,
+        "origin": None,
+        "joined": "e1",
+        "events": [],
+        "runs": [],
+    }
     event = {"uid": "e2", "id": "e2", "type": "t", "time": "now", "outcome": "handled", "runs": [run]}
     text = tree_text({"event": "e2", "correlation_id": "c", "events": [event], "cut": False})
     assert text.splitlines()[-1] == "  run  sync  r1  waiting  batch of event e1"
