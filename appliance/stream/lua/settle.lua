@@ -26,7 +26,7 @@ end
 local function add(name, n)
   counts[name] = (counts[name] or 0) + n
 end
-local function count(id, outcome, deleted)
+local function count(ms, outcome, deleted)
   local from, to = string.match(outcome, '^(%a+)>(%a+)$')
   if from then
     add(from, -1)
@@ -35,7 +35,7 @@ local function count(id, outcome, deleted)
   end
   if outcome ~= 'internal' then
     add(outcome, 1)
-    add(string.format('at:%d', math.floor(position(id) / 60000)), 1)
+    add(string.format('at:%d', math.floor(ms / 60000)), 1)
   elseif not deleted then
     add('internal', 1)  -- of deleted ones snapshot.lua makes up for
   end
@@ -60,17 +60,18 @@ end
 local again = tonumber(redis.call('HGET', KEYS[2], 'again') or '-1')
 for i = 4, #ARGV, 2 do
   local id, outcome = ARGV[i], ARGV[i + 1]
+  local ms = tonumber(string.match(id, '^%d+'))
   local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])[1]
   if pending then
     mine[#mine + 1] = id
-    count(id, outcome, false)
-    if pending[4] > 1 or position(id) <= again then
+    count(ms, outcome, false)
+    if pending[4] > 1 or ms <= again then
       shared[#shared + 1] = id
     end
   else
     local ours, deleted = held(id)
     if ours then
-      count(id, outcome, deleted)
+      count(ms, outcome, deleted)
     else
       lost[#lost + 1] = id
     end
