@@ -171,13 +171,14 @@ class _Stream:
         """For each, whether an earlier entry of one of its keys may not have been at the gate yet."""
         self._look_anew()
         before, after, rising = max(wishes, key=lambda wish: wish.rank).entry_id, self._floor, True
+        matcher = self._matcher
         first: dict[str, Rank] = {}
         while True:
             page = await self._unsettled.page(self._priority, after, before)
             runs_of = await self._runs_of([entry_id for entry_id in page if entry_id not in self._clear])
             for rank, key in await self._unrecorded(runs_of, wishes):
                 first[key] = min(rank, first.get(key, rank))
-            rising = rising and self._rise(page)
+            rising = rising and self._matcher is matcher and self._rise(page)
             if len(page) < PAGE:
                 return [any(first.get(key, wish.rank) < wish.rank for key in wish.keys) for wish in wishes]
             after = page[-1]

@@ -280,6 +280,32 @@ async def test_other_rules_are_looked_at_anew(site: Site) -> None:
     assert not await site.may_pass("b", mine)
 
 
+async def test_rules_that_change_during_a_look_hide_nobody(site: Site) -> None:
+    only_y = {**ORDERED, "trigger": {"event": "t", "when": {"path": "data.k", "op": "==", "value": "y"}}}
+    site.definitions.put(only_y)
+    await site.add("x", "y", "y", "x")
+    await site.read("a", 1)
+    (early,) = await site.read("b", 1)
+    assert await site.may_pass("b", early)
+    site.record("b", early)
+    await site.bench.settle(site.bench.b, [early])
+    (recorded,) = await site.read("a", 1)
+    site.rows.runs |= set(site.runs(recorded).values())
+    (mine,) = await site.read("b", 1)
+    watched = site.watched["b"]
+    contents = watched.contents
+
+    async def meanwhile(priority: str, ids: Sequence[bytes]) -> list[Mapping[bytes, bytes] | None]:
+        if ids:
+            site.definitions.put(ORDERED)
+        return await contents(priority, ids)
+
+    watched.contents = meanwhile  # type: ignore[method-assign]
+    await site.orders["b"].may_pass(mine, dict.fromkeys(site.runs(recorded), "run"))
+    site.orders["b"].left(mine)
+    assert not await site.may_pass("b", mine)
+
+
 async def test_what_was_in_nobodys_way_is_not_listed_again(site: Site) -> None:
     await site.add(*range(50))
     elsewhere = await site.read("a", 30)
