@@ -171,7 +171,7 @@ class Replica:
             self.leases,
             self.keys,
             self.timers.expect,
-            Entrance(self.gatekeeper),
+            Entrance(self.gatekeeper, self.catalog),
             Order(self.catalog, self.runs, Unsettled(self.commander, self.keys, stream.group), self.keys),
         )
         self.group = Group(self.commander, self.reader, self.keys, stream.group, self.consumer_name)

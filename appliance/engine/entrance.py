@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -12,10 +13,12 @@ from appliance.engine.changes import BEGUN_BY_OTHERS, Drive, run_row
 from appliance.engine.gates import Arrival, Decision, Go, position_of
 from appliance.engine.order import ORDERING
 from appliance.engine.rulings import Request
+from appliance.errors import NotFound
 from appliance.identifiers import milliseconds_of
 from appliance.store.rows import EventRow
 from appliance.stream.entry import Entry
 from appliance.workflows.flow_control import LANE, FlowControl, Key
+from appliance.workflows.revision import Revision
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +39,20 @@ class Gatekeeper(Protocol):
         ...
 
 
+class Definitions(Protocol):
+    """What this needs of the catalog."""
+
+    def current(self, name: str) -> Revision:
+        """The revision in force of a workflow, disabled or not; NotFound."""
+        ...
+
+
 class Entrance:
     """One per process."""
 
-    def __init__(self, gatekeeper: Gatekeeper) -> None:
+    def __init__(self, gatekeeper: Gatekeeper, definitions: Definitions) -> None:
         self._gatekeeper = gatekeeper
+        self._definitions = definitions
         self._letting_in: set[asyncio.Future[None]] = set()
         """Nobody waits for these: what they don't get done, a sweep does."""
 
@@ -51,7 +63,7 @@ class Entrance:
 
         ``event``: its row, if that doesn't stand yet. ``sole``: where the run doesn't go on, the event is handled.
         """
-        arrival = _arrival(drive, position_of(entry.id.decode()), woken=False)
+        arrival = self._arrival(drive, position_of(entry.id.decode()), woken=False)
         row = run_row(drive, time.time(), drive.holder) if drive.version == 0 else None
         decision = await self._gatekeeper.arrive(Request(arrival, row, event, sole, valid))
         if not isinstance(decision, Go):
@@ -62,7 +74,7 @@ class Entrance:
 
     async def go_on(self, drive: Drive, valid: Callable[[], bool]) -> bool:
         """Whether a run that was parked goes on; if not, it stays parked, or is over."""
-        arrival = _arrival(drive, _came_at(drive), woken=True)
+        arrival = self._arrival(drive, _came_at(drive), woken=True)
         return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
 
     async def events(self, drive: Drive) -> None:
@@ -82,6 +94,28 @@ class Entrance:
             self._letting_in.add(letting_in)
             letting_in.add_done_callback(self._let_in)
 
+    def _arrival(self, drive: Drive, position: int, *, woken: bool) -> Arrival:
+        revision, keys = drive.revision, _keys(drive)
+        return Arrival(
+            drive.run_id,
+            drive.event.uid,
+            revision.workflow_id,
+            self._control(revision),
+            keys,
+            position,
+            drive.priority,
+            woken=woken,
+        )
+
+    def _control(self, revision: Revision) -> FlowControl:
+        """Flow control of a run's own revision, with the limits in force."""
+        control: FlowControl = revision.workflow.control
+        with contextlib.suppress(NotFound):
+            current = self._definitions.current(revision.workflow.name)
+            if current.id != revision.id:
+                return control.limited_by(current.workflow.control)
+        return control
+
     def _let_in(self, done: asyncio.Future[None]) -> None:
         self._letting_in.discard(done)
         if not done.cancelled() and (error := done.exception()) is not None:
@@ -96,15 +130,6 @@ def ordered_keys(drives: Iterable[Drive]) -> dict[str, str]:
         if drive.version == 0 and control is not None and control.ordered:
             found[_keys(drive)[ORDERING].digest] = drive.run_id
     return found
-
-
-def _arrival(drive: Drive, position: int, *, woken: bool) -> Arrival:
-    revision = drive.revision
-    keys = _keys(drive)
-    control = revision.workflow.control
-    return Arrival(
-        drive.run_id, drive.event.uid, revision.workflow_id, control, keys, position, drive.priority, woken=woken
-    )
 
 
 def _keys(drive: Drive) -> dict[str, Key]:

@@ -7,7 +7,7 @@ each value of its own. Events for which the key has no value, or can't be render
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -22,6 +22,7 @@ from appliance.workflows.values import Values
 LANE = "lane"
 """Among the keys of a run: between whom places are shared fairly."""
 _MAX_KEY_SHOWN = 200
+_NO_LIMIT = 1_000_000
 _NO_VALUE = "null"
 
 
@@ -108,6 +109,13 @@ class FlowControl:
         """Between whose keys places are shared fairly: the part that runs keep, else the last one with a key."""
         kept = next((slots for slots in self.slots if slots.keeps), None)
         return kept or next((slots for slots in reversed(self.slots) if slots.key is not None), None)
+
+    def limited_by(self, other: FlowControl | None) -> FlowControl:
+        """The same with the limits that ``other`` has for these parts; what it doesn't have has none."""
+        limits = {slots.part: slots.limit for slots in other.slots} if other is not None else {}
+        return replace(
+            self, slots=tuple(replace(slots, limit=limits.get(slots.part, _NO_LIMIT)) for slots in self.slots)
+        )
 
     def keys(self, workflow_id: int, names: Mapping[str, Any]) -> dict[str, Key]:
         """By part the key of a run, and with :data:`LANE` that of its lane. ``names``: ``event`` and ``input``."""

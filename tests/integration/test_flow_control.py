@@ -128,6 +128,22 @@ async def test_a_parked_run_gives_its_place_back_and_takes_one_again(world: Worl
     await in_order(world)
 
 
+async def test_the_limits_in_force_count_for_runs_of_earlier_revisions(world: World, crew: Crew) -> None:
+    steps = [{"id": "pause", "wait": {"event": "go"}, "forever": True}, told("b")]
+    await world.put({"name": "w", "concurrency": 10, "steps": steps})
+    await flood(world, "x", 6)
+    await ended(world, 6, "waiting")
+    await world.heart.at_rest()
+    await world.put({"name": "w", "concurrency": 2, "steps": steps})
+    crew.gate.clear()
+    await world.event("go", {})
+    await wait_until(lambda: crew.at_work["all"] == 2, "two to be at work")
+    crew.gate.set()
+    await ended(world, 6)
+    assert crew.most["all"] == 2
+    await in_order(world)
+
+
 async def test_a_run_that_backs_off_lets_others_work(world: World, crew: Crew) -> None:
     failed: list[int] = []
 
