@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
@@ -18,6 +19,8 @@ from tests.chaos.appliance_process import Replica
 from tests.chaos.sinks import Reply
 from tests.chaos.site import LEASE_S, Site, empty, open_site
 from tests.servers import PostgresServer, wait_until
+
+pytestmark = pytest.mark.timeout(300)
 
 _STREAM = "appliance:events:normal"
 _IN_ORDER = """

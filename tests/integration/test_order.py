@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +19,15 @@ from appliance.identifiers import uuid7
 from appliance.rules.matcher import Matcher, Rule
 from appliance.settings import StreamSettings
 from appliance.stream import client as stream_client
-from appliance.stream.entry import Entry
+from appliance.stream.entry import Entry, Later, Verdict
 from appliance.stream.group import Group
 from appliance.stream.precedence import PAGE, Unsettled
 from appliance.stream.work import WAKE, Work
 from appliance.workflows.compile import compile_workflow
 from appliance.workflows.revision import Revision
 from tests.integration.test_group import KEYS, Bench
+from tests.integration.test_heart import Heart
+from tests.servers import wait_until
 
 ORDERED = {
     "name": "w",
@@ -352,6 +355,33 @@ async def test_nobody_passes_while_redis_can_not_be_asked(site: Site) -> None:
     await nowhere.aclose()
     await site.bench.commander.flushall()
     assert not await site.may_pass("a", mine)
+
+
+class _NotYet:
+    """A handler that can do nothing so far."""
+
+    async def handle(self, _: Entry) -> Verdict:
+        return Later(60)
+
+    async def set_aside(self, _: Entry, reason: str) -> Verdict:
+        raise AssertionError(reason)
+
+
+async def test_reading_stops_where_far_too_many_wait_and_taking_over_does_not(
+    redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        heart = Heart(redis_url, database_url, tmp_path, stack)
+        replica = await heart.idle(engine={"concurrency": 16, "max_held": 4})
+        replica.consumer._handler = _NotYet()
+        for n in range(60):
+            await heart.send(n=n)
+        heart.run(replica)
+        await wait_until(lambda: replica.consumer.free_slots() < 4, "fewer slots than are worth a read")
+        read = (await replica.commander.xpending(KEYS.stream("normal"), "appliance"))["pending"]
+        assert 16 < read <= 24
+        assert replica.consumer.active == 0
+        assert replica.consumer.reclaimable() == 17
 
 
 @pytest.mark.parametrize("seed", range(3))
