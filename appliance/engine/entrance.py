@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from appliance.engine.changes import BEGUN_BY_OTHERS, Drive, run_row
-from appliance.engine.gates import Arrival, Decision, Go, position_of
+from appliance.engine.gates import PLACES, Arrival, Decision, Go, position_of
 from appliance.engine.order import ORDERING
 from appliance.engine.rulings import Request
 from appliance.errors import NotFound
@@ -72,8 +72,10 @@ class Entrance:
             drive.version, drive.begins = 1, True
         return True
 
-    async def go_on(self, drive: Drive, valid: Callable[[], bool]) -> bool:
-        """Whether a run that was parked goes on; if not, it stays parked, or is over."""
+    async def go_on(self, drive: Drive, places: frozenset[str], valid: Callable[[], bool]) -> bool:
+        """Whether a parked run goes on; if not, it stays parked, or is over. ``places``: what it has already."""
+        if _was_let_in(drive, places):
+            return True
         arrival = self._arrival(drive, _came_at(drive), woken=True)
         return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
 
@@ -130,6 +132,13 @@ def ordered_keys(drives: Iterable[Drive]) -> dict[str, str]:
         if drive.version == 0 and control is not None and control.ordered:
             found[_keys(drive)[ORDERING].digest] = drive.run_id
     return found
+
+
+def _was_let_in(drive: Drive, places: frozenset[str]) -> bool:
+    """Whether the gatekeeper has nothing to decide any more: the run waited for its places, and has them."""
+    stage = ((drive.details or {}).get("flow") or {}).get("stage")
+    control: FlowControl = drive.revision.workflow.control
+    return stage == PLACES and places.issuperset(_keys(drive)[slots.part].digest for slots in control.slots)
 
 
 def _keys(drive: Drive) -> dict[str, Key]:

@@ -432,20 +432,21 @@ class Executor:
                 return Settled(INTERNAL)
             self._patient[run.id] = entry
             return Later(_patience_s(entry))  # somebody else has it in hand
-        drive = await self._woken_drive(run, event, entry)
+        drive = await self._woken_drive(waking, entry)
         if drive is None:
             return await self._settled_work(entry, work, run, event.uid)
         return await self._wake(entry, work, drive, waking.signals)
 
-    async def _woken_drive(self, run: StoredRun, event: Event, entry: Entry) -> Drive | None:
+    async def _woken_drive(self, waking: Waking, entry: Entry) -> Drive | None:
         """A run that goes on because ``entry`` woke it; None if flow control lets it wait."""
+        run, event = waking.run, waking.event
         drive = await self._stored_drive(run, event, event.view(), entry.name)
         workflow = drive.revision.workflow
         if workflow.machine is not None and (run.asked == RETRY or not run.state.steps):
             drive.listens = True  # a person made it listen, just now
         if workflow.control is not None:
             goes_on = run.holder == entry.name or run.asked in (CANCEL, PAUSE)
-            if not (goes_on or await self._entrance.go_on(drive, self._held(entry))):
+            if not (goes_on or await self._entrance.go_on(drive, waking.places, self._held(entry))):
                 return None
             await self._entrance.events(drive)
         return drive

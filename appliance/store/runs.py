@@ -67,6 +67,8 @@ class Waking:
     run: StoredRun
     event: Event
     signals: tuple[Signal, ...]
+    places: frozenset[str] = frozenset()
+    """What flow control has given to it, by digest, if it waited for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,13 @@ class Runs:
             signals: dict[str, list[Signal]] = {}
             for run_id, *row in await _rows(connection, "open_signals", run_ids, MOST_SIGNALS):
                 signals.setdefault(run_id, []).append(_signal(row))
+            places: dict[str, list[str]] = {}
+            held = [run.id for run in runs.values() if "flow" in run.details]
+            for run_id, digest in await _rows(connection, "places_of", held) if held else ():
+                places.setdefault(run_id, []).append(digest)
         found = (runs.get(run_id) for run_id in run_ids)
         return [
-            Waking(run, events[run.event_uid], tuple(signals.get(run.id, ())))
+            Waking(run, events[run.event_uid], tuple(signals.get(run.id, ())), frozenset(places.get(run.id, ())))
             if run is not None and run.event_uid in events
             else None
             for run in found

@@ -50,6 +50,11 @@ CROSS JOIN LATERAL (
 LEFT JOIN events e ON e.uid = s.event_uid
 ORDER BY s.at, s.id
 
+-- name: places_of
+SELECT u.run_id, p.digest::text
+FROM unnest(%b::text[]) AS u (run_id)
+CROSS JOIN LATERAL (SELECT digest FROM places WHERE places.run_id = u.run_id::uuid OFFSET 0) AS p
+
 -- name: correlate
 -- Who listens for an event with one of these digests is told of it: a signal, and a wake. So many at once; answers how
 -- many were told. LATERAL with OFFSET 0: see parked.sql.
