@@ -74,7 +74,8 @@ class Precondition:
                 how = f'look at it, and send If-Match: "{standing.etag}" (or If-Match: * to change whatever is there)'
                 raise Unseen(f"this would change what is in force: {now}; {how}", standing)
         elif ANY not in self.match and standing.etag not in self.match:
-            raise Outdated(f"somebody changed it since: {now}", standing)
+            why = "somebody changed it since" if self.match else "a weak ETag (W/…) matches nothing"
+            raise Outdated(f"{why}: {now}", standing)
 
 
 NOTHING_SAID = Precondition()

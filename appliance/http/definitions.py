@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from starlette.requests import Request
-from starlette.types import Scope
 
 from appliance.editor import Change, Outcome, Plan
 from appliance.engine.impact import Touches
 from appliance.http.auth import ACTOR
 from appliance.http.body import decode_json, header, media_type, read_body
+from appliance.http.etags import is_known, precondition_of, tagged
 from appliance.http.members import Members
 from appliance.http.operations import Handler, Method, Operation, Parameter
-from appliance.http.problems import HttpProblem, attribute_problem, parameter_problem
+from appliance.http.problems import HttpProblem, parameter_problem
 from appliance.http.query import CURSOR, LIMIT, page_of, parameters_of
 from appliance.http.reply import RawHeaders, Reply, json_reply
 from appliance.http.services import Services
-from appliance.preconditions import ANY, Precondition
+from appliance.preconditions import ANY
 
 PREFIX = "/api/v1"
 _EVERY = Parameter("all", "Whether to list disabled workflows as well.", ("true", "false"))
@@ -30,12 +30,12 @@ _SEEN = (
     Parameter("If-Match", "The ETag of what is to be changed, or *."),
     Parameter("If-None-Match", "*: only create.", (ANY,)),
 )
+_KNOWN = (Parameter("If-None-Match", "ETags that the client has: 304 if one of them is the present one."),)
 _DIFF = (
     Parameter("from", "Number of a revision. Required."),
     Parameter("to", "Number of another revision; the one in force if left out."),
 )
 WORKFLOWS = (_EVERY, CURSOR, LIMIT)
-_TAGS = re.compile(r'\s*"([\x21\x23-\x7e]*)"\s*')
 _MAX_NUMBER = 2**31 - 1
 _TEXT: RawHeaders = ((b"content-type", b"text/x-diff; charset=utf-8"), (b"cache-control", b"no-store"))
 
@@ -136,7 +136,9 @@ class DefinitionApi:
                 path=f"{prefix}/workflows/{{name}}",
                 handler=self.get_workflow,
                 summary="Show a workflow with its definition",
+                headers=_KNOWN,
                 answer="Workflow",
+                statuses=(200, 304),
             ),
         )
 
@@ -150,8 +152,10 @@ class DefinitionApi:
     async def get_workflow(self, request: Request) -> Reply:
         """One workflow, by name or number, with the ETag that a change of it wants."""
         found = await self._history.get_workflow(_name(request))
+        if is_known(request.scope, found["etag"]):
+            return Reply(304, b"", (*tagged(found["etag"]), (b"cache-control", b"no-store")))
         answer = {**found, "warnings": self._catalog.warnings(found["name"])}
-        return json_reply(answer, headers=_tagged(found["etag"]))
+        return json_reply(answer, headers=tagged(found["etag"]))
 
     async def put(self, request: Request) -> Reply:
         """201 with the revision that the definition became; 422 with every problem found."""
@@ -172,11 +176,7 @@ class DefinitionApi:
 
     async def rollback(self, request: Request) -> Reply:
         """``revision``: its number; the one before the present one, if left out."""
-        number = (await Members.of(request, self._http, ("revision",))).any("revision")
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-            raise attribute_problem("revision", f"expected the number of a revision, got {number!r:.80}.")
-        if number is not None and not 1 <= number <= _MAX_NUMBER:
-            raise attribute_problem("revision", "there is no such number.")
+        number = (await Members.of(request, self._http, ("revision",))).number("revision")
         return await self._answer(request, self._editor.rollback(_name(request), number))
 
     async def get_revision(self, request: Request) -> Reply:
@@ -217,7 +217,9 @@ class DefinitionApi:
             return json_reply(await self._planned(plan))
         outcome = await self._editor.make(change, ACTOR, condition)
         status = created if outcome.kind == "create" else changed
-        return json_reply(_made(outcome), status, _tagged(outcome.standing.etag))
+        place = f"{PREFIX}/workflows/{quote(outcome.standing.name, safe='')}".encode()
+        made = ((b"location", place),) if status == 201 else ()
+        return json_reply(_made(outcome), status, (*tagged(outcome.standing.etag), *made))
 
     async def _planned(self, plan: Plan) -> Mapping[str, Any]:
         """What would happen, with the parked runs that it touches."""
@@ -240,30 +242,6 @@ class DefinitionApi:
         }
 
 
-def precondition_of(scope: Scope) -> Precondition:
-    """``If-Match`` (ETags, or ``*``) and ``If-None-Match`` (``*``); a 400 problem for anything else."""
-    match = header(scope, b"if-match")
-    absent = header(scope, b"if-none-match")
-    if absent is not None and absent.strip() != ANY:
-        raise HttpProblem("bad-request", "If-None-Match: expected *, which creates only.")
-    return Precondition(None if match is None else _tags(match), absent is not None)
-
-
-def _tags(text: str) -> frozenset[str]:
-    if text.strip() == ANY:
-        return frozenset({ANY})
-    tags = set()
-    for part in text.split(","):
-        found = _TAGS.fullmatch(part.replace("W/", "", 1) if part.strip().startswith("W/") else part)
-        if found is None:
-            raise HttpProblem(
-                "bad-request", f'If-Match: expected *, or an ETag in quotes such as "1f0c…"; got {text:.80}'
-            )
-        if not part.strip().startswith("W/"):  # a weak one matches nothing here
-            tags.add(found[1])
-    return frozenset(tags)
-
-
 def _name(request: Request) -> str:
     return str(request.path_params["name"])
 
@@ -272,10 +250,6 @@ def _number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and 1 <= len(text) <= 10 and 1 <= int(text) <= _MAX_NUMBER):
         raise parameter_problem(name, "expected the number of a revision.")
     return int(text)
-
-
-def _tagged(etag: str) -> RawHeaders:
-    return ((b"etag", f'"{etag}"'.encode()),)
 
 
 def _made(outcome: Outcome) -> Mapping[str, Any]:

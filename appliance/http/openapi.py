@@ -44,7 +44,7 @@ def _described(operation: Operation) -> dict[str, Any]:
             *(_parameter(header, "header") for header in operation.headers),
         ],
         "responses": {
-            **{str(status): _answer(operation) for status in operation.statuses},
+            **{str(status): _answer(operation, status) for status in operation.statuses},
             "default": {
                 "description": "A problem (RFC 9457)",
                 "content": {MEDIA_TYPE: {"schema": _reference("Problem")}},
@@ -71,7 +71,9 @@ def _parameter(parameter: Parameter, place: str) -> dict[str, Any]:
     return {"name": parameter.name, "in": place, "description": parameter.description, "schema": schema}
 
 
-def _answer(operation: Operation) -> dict[str, Any]:
+def _answer(operation: Operation, status: int) -> dict[str, Any]:
+    if status == 304:
+        return {"description": "It is what the client has"}
     content = {operation.answer_type: {"schema": _reference(operation.answer)}}
     return {"description": operation.summary, "content": content}
 

@@ -30,9 +30,9 @@ class Reply:
         self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; the length is added here."""
-        length = (b"content-length", b"%d" % len(self.body))
-        await send({"type": "http.response.start", "status": self.status, "headers": [*self.headers, length]})
+        """Send it; the length is added here, except that of an answer that stands for another one (304)."""
+        length = ((b"content-length", b"%d" % len(self.body)),) if self.status != 304 else ()
+        await send({"type": "http.response.start", "status": self.status, "headers": [*self.headers, *length]})
         await send({"type": "http.response.body", "body": self.body})
 
 

@@ -51,6 +51,7 @@ async def test_put_says_whether_it_is_new(client: httpx.AsyncClient, fakes: Fake
         ({"If-Match": '"e1" , "e2"'}, Precondition(frozenset({"e1", "e2"}))),
         ({"If-Match": '"e1", W/"e2"'}, Precondition(frozenset({"e1"}))),
         ({"If-Match": ' W/"e1"'}, Precondition(frozenset())),
+        ({"If-Match": '"a,b", ,"c"'}, Precondition(frozenset({"a,b", "c"}))),
         ({"If-Match": "*"}, Precondition(frozenset({"*"}))),
         ({"If-None-Match": "*"}, Precondition(absent=True)),
     ],
@@ -67,12 +68,52 @@ async def test_what_was_seen_is_handed_on(
 
 @pytest.mark.parametrize(
     "headers",
-    [{"If-Match": "e1"}, {"If-Match": ""}, {"If-Match": '"e1'}, {"If-Match": '"*", *'}, {"If-None-Match": '"e1"'}],
+    [
+        {"If-Match": "e1"},
+        {"If-Match": ""},
+        {"If-Match": '"e1'},
+        {"If-Match": '"*", *'},
+        {"If-Match": '"e1" "e2"'},
+        {"If-Match": '"e1""e2"'},
+        {"If-Match": 'w/"e1"'},
+        {"If-None-Match": '"e1"'},
+    ],
 )
 async def test_what_is_no_etag(client: httpx.AsyncClient, fakes: Fakes, headers: dict[str, str]) -> None:
     response = await client.post(f"{W}/disable", headers={**KEY, **headers})
     assert (response.status_code, response.json()["type"]) == (400, "urn:appliance:problem:bad-request")
     assert fakes.editor.calls == []
+
+
+async def test_lines_of_a_header_are_one_list(client: httpx.AsyncClient, fakes: Fakes) -> None:
+    lines = [*KEY.items(), ("If-Match", '"e1"'), ("If-Match", '"e2"')]
+    assert (await client.post(f"{W}/disable", headers=lines)).status_code == 200
+    assert fakes.editor.calls[-1][-1] == Precondition(frozenset({"e1", "e2"}))
+
+
+@pytest.mark.parametrize(
+    ("seen", "status"), [('"e1"', 304), ('W/"e1"', 304), ('"e0", "e1"', 304), ("*", 304), ('"e2"', 200), ("e1", 400)]
+)
+async def test_who_has_it_already_is_told_so(client: httpx.AsyncClient, fakes: Fakes, seen: str, status: int) -> None:
+    fakes.history.items["w"] = {"name": "w", "etag": "e1", "file": None}
+    response = await client.get(W, headers={**KEY, "If-None-Match": seen})
+    assert response.status_code == status
+    if status == 304:
+        assert (response.content, response.headers["etag"]) == (b"", '"e1"')
+        assert "content-length" not in response.headers
+
+
+async def test_what_is_created_says_where_it_is(client: httpx.AsyncClient, fakes: Fakes) -> None:
+    fakes.editor.kind = "create"
+    response = await client.post("/workflows", json={"name": "w"}, headers=KEY)
+    assert (response.status_code, response.headers["location"]) == (201, W)
+
+
+def test_weak_etags_are_no_sign_of_another_change() -> None:
+    with pytest.raises(Outdated, match="a weak ETag"):
+        Precondition(frozenset()).check(STANDING, changes=True, required=True)
+    with pytest.raises(Outdated, match="somebody changed it since"):
+        Precondition(frozenset({"e1"})).check(STANDING, changes=True, required=True)
 
 
 async def test_a_dry_run_tells_what_would_happen(client: httpx.AsyncClient, fakes: Fakes) -> None:
