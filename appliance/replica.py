@@ -159,6 +159,7 @@ class Replica:
                 pool,
                 lambda: open_connection(database_url, settings.store),
                 timeout_s=settings.store.statement_timeout.total_seconds() + 5,
+                hold_s=max(1.0, settings.store.statement_timeout.total_seconds() / 2),
             ),
             self.catalog,
             self.timers.expect,

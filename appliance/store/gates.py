@@ -34,6 +34,8 @@ SQL = {**_RECORD, "lock_events": _RECORD["lock"], **named("gates")}
 _NOWHERE = range_start(0)
 _UNDONE = pe.DeadlockDetected | pe.SerializationFailure | pe.UniqueViolation
 """Somebody else came first. With a second look the transaction goes through: what they wrote is seen then."""
+_BOUNDS_TRANSACTIONS = 170_000
+"""The release of PostgreSQL (``server_version_num``) that knows ``transaction_timeout``."""
 _SWEPT = 2000
 """Rows of each table that a sweep looks at."""
 _Rows = list[tuple[Any, ...]]
@@ -124,10 +126,11 @@ _LISTS = ("no_queue", "no_meters")
 
 
 class Sitting:
-    """An open transaction that holds the lock. Each method is one round trip."""
+    """An open transaction that holds the lock, for ``hold_s`` at most. Each method is one round trip."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, hold_s: float) -> None:
         self._connection = connection
+        self._hold_s = hold_s
         self.left: dict[str, int] = {}
         """How many held runs were ended, by outcome."""
 
@@ -135,16 +138,18 @@ class Sitting:
         self, workflow_ids: Iterable[int], scans: Sequence[Scan], lanes: Iterable[tuple[int, str]], asked: Asked
     ) -> tuple[list[Head], Found]:
         """Lock, and look: who waits at the heads of lanes, and what stands recorded."""
-        async with self._connection.pipeline():
+        async with self._together():
             await self._connection.execute("BEGIN")
             await self._send("lock", [sorted(workflow_ids)])
+            if self._is_bounded:
+                await self._send("limit", ["transaction_timeout", f"{self._hold_s * 1000:.0f}ms", True])
             heads = await self._send("lanes", [*_columns(scans, 3), *_columns(list(lanes), 2)])
             cursors = await self._ask(asked)
         return _heads(await heads.fetchall()), await _found(cursors)
 
     async def look(self, asked: Asked) -> Found:
         """What stands recorded by now."""
-        async with self._connection.pipeline():
+        async with self._together():
             cursors = await self._ask(asked)
         return await _found(cursors)
 
@@ -168,7 +173,7 @@ class Sitting:
         left = None
         if commit:
             faultpoints.hit("before_decision")
-        async with self._connection.pipeline():
+        async with self._connection.pipeline() if commit else self._together():
             for name in _ORDER:
                 rows = getattr(writing, name)
                 if not rows:
@@ -183,6 +188,18 @@ class Sitting:
             self.left = dict(await left.fetchall())
         if commit:
             faultpoints.hit("after_decision")
+
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether PostgreSQL can limit how long a transaction takes, and not only how long it hears nothing in one."""
+        return self._connection.info.server_version >= _BOUNDS_TRANSACTIONS
+
+    def _together(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        """One round trip for what is sent in the block, where more is to follow.
+
+        A pipeline ends with a message for which PostgreSQL stops the clock of an idle transaction.
+        """
+        return self._connection.pipeline() if self._is_bounded else contextlib.nullcontext()
 
     async def _ask(self, asked: Asked) -> dict[str, psycopg.AsyncCursor[Any]]:
         lanes = [(workflow_id, lane, most) for lane, (workflow_id, most) in asked.lanes.items()]
@@ -205,13 +222,23 @@ class Gates:
     """Sittings, one at a time, on a connection of their own, which ``connect`` opens in autocommit mode.
 
     One that brings no reply within ``timeout_s`` counts as a lost connection; it is to be longer than
-    ``store.statement_timeout``. Everything else goes through the pool, and raises StoreUnavailable.
+    ``store.statement_timeout``. PostgreSQL ends one that holds the lock for ``hold_s``: its process may be frozen, or
+    cut off. That is to be shorter than ``store.statement_timeout``, or those who wait for the lock fail. Everything
+    else goes through the pool, and raises StoreUnavailable.
     """
 
-    def __init__(self, pool: Pool, connect: Callable[[], Awaitable[Connection]], *, timeout_s: float = 35.0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        timeout_s: float = 35.0,
+        hold_s: float = 15.0,
+    ) -> None:
         self._pool = pool
         self._connect = connect
         self._timeout_s = timeout_s
+        self._hold_s = hold_s
         self._connection: Connection | None = None
         self._swept_places = (_NOWHERE, _NOWHERE)
         self._swept_queue = _NOWHERE
@@ -226,7 +253,7 @@ class Gates:
             connection = await self._connected()
             alarm = asyncio.get_running_loop().call_later(self._timeout_s, hang_up, connection)
             try:
-                yield Sitting(connection)
+                yield Sitting(connection, self._hold_s)
                 if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                     await connection.execute("ROLLBACK")
             except BaseException:
@@ -274,6 +301,9 @@ class Gates:
             register(connection)
             # Every statement finds its rows by an index, whatever it is asked for: planning would take longer.
             await connection.execute("SET plan_cache_mode = force_generic_plan")
+            if connection.info.server_version < _BOUNDS_TRANSACTIONS:
+                hold = ["idle_in_transaction_session_timeout", f"{self._hold_s * 1000:.0f}ms", False]
+                await connection.execute(SQL["limit"], hold)
         return connection
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -53,10 +54,11 @@ class Porch:
     requests: dict[str, Request] = field(default_factory=dict)
     _pools: dict[int, Pool] = field(default_factory=dict)
 
-    async def gatekeeper(self, url: str = "", timeout_s: float = 10.0) -> Gatekeeper:
+    async def gatekeeper(self, url: str = "", timeout_s: float = 10.0, **limits: float) -> Gatekeeper:
         """That of a replica of its own."""
         pool = await open_pool(url or self.url, StoreSettings())
-        gates = Gates(pool, lambda: open_connection(url or self.url, StoreSettings()), timeout_s=timeout_s)
+        connect = functools.partial(open_connection, url or self.url, StoreSettings())
+        gates = Gates(pool, connect, timeout_s=timeout_s, **limits)
         made = Gatekeeper(gates, self.catalog, self.timers.append, lambda: self.now)
         self._pools[id(made)] = pool
         self.stack.push_async_callback(self.close, made)

@@ -17,6 +17,7 @@ from appliance.engine.gatekeeper import Gatekeeper
 from appliance.engine.gates import ORDER, PLACES, TURN, Decision, Go, Gone, Join, Wait
 from appliance.errors import LeaseLost
 from appliance.identifiers import uuid7
+from appliance.store import gates
 from appliance.store.recorder import Refused
 from appliance.workflows.flow_control import LANE
 from tests.chaos.proxy import Mode, Proxy
@@ -415,6 +416,33 @@ async def test_a_reply_that_the_network_swallowed_is_no_second_decision(site: Po
         assert isinstance(await asyncio.wait_for(arriving, 20), Go)
         assert await site.rows("SELECT count(*) FROM places WHERE run_id = %s", run_id) == [(1,)]
         await keeper.close()
+
+
+@pytest.mark.parametrize("since", [170_000, 990_000])
+async def test_a_replica_that_is_cut_off_while_it_decides_holds_nobody_up(
+    site: Porch, database_url: str, monkeypatch: pytest.MonkeyPatch, since: int
+) -> None:
+    """Frozen, or behind a network that swallows everything: PostgreSQL ends its transaction, and with it the lock.
+
+    One that can't limit how long a transaction takes limits how long it is idle.
+    """
+    monkeypatch.setattr(gates, "_BOUNDS_TRANSACTIONS", since)
+    revision = await site.workflow(concurrency=1)
+    async with Proxy.to_url(database_url) as proxy:
+        gone = await site.gatekeeper(proxy.url, timeout_s=60, hold_s=0.5)
+        keeper = await site.gatekeeper()
+
+        def hit(point: faultpoints.Point) -> None:
+            proxy.mode = Mode.BLACK_HOLE
+            monkeypatch.setattr(faultpoints, "hit", faultpoints.inert)
+
+        monkeypatch.setattr(faultpoints, "hit", hit)
+        deciding = asyncio.create_task(gone.arrive(site.request(revision)))
+        await wait_until(lambda: proxy.swallowed, "what it has decided vanishes")
+        assert isinstance(await asyncio.wait_for(keeper.arrive(site.request(revision)), 20), Go)
+        proxy.mode = Mode.PASS
+        await proxy.cut()
+        assert isinstance(await asyncio.wait_for(deciding, 20), Wait)
 
 
 async def test_what_somebody_else_wrote_meanwhile_is_seen_the_next_time(

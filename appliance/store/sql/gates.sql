@@ -7,6 +7,10 @@
 -- Given in ascending order. 1718382455: "flow".
 SELECT pg_advisory_xact_lock(1718382455, id) FROM unnest(%b::int4[]) AS u (id)
 
+-- name: limit
+-- For the session, or for the transaction, from now on.
+SELECT set_config(%s::text, %s::text, %s::bool)
+
 -- name: lanes
 -- The lanes in which somebody waits, each with the first who does: so many lanes of some workflows, going round from
 -- behind the given one (if none is, from behind the one whose turn was last), and those that are named besides.
