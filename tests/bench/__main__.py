@@ -136,6 +136,15 @@ async def shaping_floods(stand: Servers) -> None:
         found = await shaping.shaped(stand, number, control)
         added = (1 / found.per_second - 1 / plain) * 1e6
         row(name, f"{found.per_second:,.0f}/s", f"{added:+,.0f} us", f"{found.runs:,} runs")
+    queue = await shaping.shaped(stand, 500, {"ordering_key": "all"})
+    row("one key in strict order, each run after the end of the last", f"{queue.per_second:,.0f}/s")
+    usual, beside = await shaping.served(stand, 0), await shaping.served(stand, number)
+    row(
+        f"ten events of a tenant right behind {number:,} of another",
+        f"{beside * 1000:,.0f} ms",
+        f"{beside / usual:.1f} x",
+        "usual latency x 3, once the flood is read",
+    )
 
 
 PARTS = {

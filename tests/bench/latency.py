@@ -82,8 +82,8 @@ async def ours(stand: Servers, number: int, rate: float) -> tuple[Spread, Spread
             uids[entry.id] = entry.fields[b"uid"].decode()
             return await handle(entry)
 
-        async def acknowledged(priority: str, outcomes: list[tuple[bytes, str]]) -> set[bytes]:
-            lost = await settle(priority, outcomes)
+        async def acknowledged(priority: str, outcomes: list[tuple[bytes, str]], **more: Any) -> set[bytes]:
+            lost = await settle(priority, outcomes, **more)
             now = time.perf_counter()
             settled.extend(now - added[uids[entry_id]] for entry_id, _ in outcomes)
             return lost

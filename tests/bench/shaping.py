@@ -45,6 +45,41 @@ async def beside(stand: Servers, number: int) -> Shaped:
     return await _measured(stand, number, [workflow("plain"), *others])
 
 
+async def served(stand: Servers, flood: int) -> float:
+    """Seconds until ten runs of a tenant are over, added right behind so many events of another, unread ones.
+
+    At most four of a tenant are at work, ten together; each takes 200 ms.
+    """
+    control = {"concurrency": [10, {"key": "{{ event.data.email }}", "limit": 4}]}
+    definition = {**workflow("shaped"), **control, "steps": [{"id": "rest", "action": "rest"}]}
+    async with replica(stand, [definition]) as (made, url):
+        rows = [*entries(flood), *entries(10, email="other@example.org")]
+        await fill(stand.redis_url, made.keys.stream("normal"), rows)
+        tune_collector()
+        loops = [
+            asyncio.create_task(loop())
+            for loop in (made.timers.run_forever, made.gatekeeper.run_forever, made.consumer.read_forever)
+        ]
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            began = time.perf_counter()
+
+            async def over() -> bool:
+                cursor = await connection.execute(
+                    "SELECT count(*) = 10 FROM events e JOIN runs r ON r.event_uid = e.uid "
+                    "WHERE e.data ->> 'email' = 'other@example.org' AND r.status = 'succeeded'"
+                )
+                row = await cursor.fetchone()
+                return row is not None and bool(row[0])
+
+            await until(over)
+            seconds = time.perf_counter() - began
+        made.timers.stop()
+        made.gatekeeper.stop()
+        await made.consumer.stop(5)
+        await asyncio.gather(*loops)
+    return seconds
+
+
 async def _measured(stand: Servers, number: int, definitions: list[dict[str, Any]]) -> Shaped:
     async with replica(stand, definitions) as (made, url):
         await fill(stand.redis_url, made.keys.stream("normal"), entries(number))

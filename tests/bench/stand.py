@@ -39,7 +39,12 @@ async def _nothing(params: Nothing, ctx: Context) -> None:
     """An action that takes no time."""
 
 
-INSTANT = {"instant": Action(params=Nothing, run=_nothing)}
+async def _rest(params: Nothing, ctx: Context) -> None:
+    """An action that takes 200 ms."""
+    await asyncio.sleep(0.2)
+
+
+INSTANT = {"instant": Action(params=Nothing, run=_nothing), "rest": Action(params=Nothing, run=_rest)}
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,11 @@ async def servers() -> AsyncIterator[Servers]:
             yield Servers(valkey.url, postgres)
 
 
-def entries(count: int, *, type: str = "bench.event") -> list[dict[bytes, bytes]]:
+def entries(count: int, *, type: str = "bench.event", email: str = "somebody@example.org") -> list[dict[bytes, bytes]]:
     """``count`` entries as ingest writes them, each with about 300 bytes of data."""
     filler = "x" * (EVENT_BYTES - 60)
     return [
-        new_event(type, {"number": n, "email": "somebody@example.org", "text": filler}, source="/bench").to_entry()
-        for n in range(count)
+        new_event(type, {"number": n, "email": email, "text": filler}, source="/bench").to_entry() for n in range(count)
     ]
 
 
