@@ -61,20 +61,26 @@ class _Run:
         self.emissions = [emission for emission in emissions if not (via and emission.end == via)]
 
 
-def find_cycles(workflows: Iterable[Workflow], enabled: Container[str] | None = None) -> list[Cycle]:
+def find_cycles(
+    workflows: Iterable[Workflow], enabled: Container[str] | None = None, *, through: str | None = None
+) -> list[Cycle]:
     """The cycles of these workflows, shortest ways, by name; at most MAX_CYCLES.
+
+    With ``through`` only those in which this workflow is: one at least, if there is any.
 
     Those that are not ``enabled`` (by name; left out, as they say themselves) are begun by calls only. Workflows that
     only call each other are no matter of this: :func:`appliance.workflows.flow.call_cycles`.
     """
     known = {workflow.name: workflow for workflow in workflows}
     triggered = {name for name, w in known.items() if (w.enabled if enabled is None else name in enabled)}
-    return _Finder(known, triggered).cycles()
+    found = _Finder(known, triggered, through).cycles()
+    return found if through is None else [cycle for cycle in found if through in cycle.names]
 
 
 class _Finder:
-    def __init__(self, workflows: Mapping[str, Workflow], enabled: Set[str]) -> None:
+    def __init__(self, workflows: Mapping[str, Workflow], enabled: Set[str], through: str | None) -> None:
         self._workflows = workflows
+        self._through = through
         self._enabled = enabled
         self._takers: dict[str, list[str]] = {}
         for name, workflow in sorted(workflows.items()):
@@ -94,12 +100,18 @@ class _Finder:
 
     def cycles(self) -> list[Cycle]:
         """All of them, as far as they are told."""
+        # Whatever leads back to a workflow is reached from it.
+        starts = sorted(self._workflows) if self._through is None else [self._through]
         found: list[Cycle] = []
-        for knot in knots([(name, "") for name in sorted(self._workflows)], self._roughly):
-            runs = sorted(place for place in knot if len(place) == 2)
+        for knot in knots([(name, "") for name in starts], self._roughly):
+            runs = self._ordered(place for place in knot if len(place) == 2)
             if any(self._run(run).emissions for run in runs):
                 found += self._within(runs, set(knot))
         return sorted(dict.fromkeys(found), key=str)
+
+    def _ordered(self, runs: Iterable[_Key]) -> list[_Key]:
+        """By name, but first those that are asked about: there may be too many cycles to tell all."""
+        return sorted(runs, key=lambda run: (run[0] != self._through, run))
 
     def _within(self, runs: list[_Key], knot: set[Any]) -> Iterator[Cycle]:
         """The cycles of one knot: each workflow in one of them, if it is in any."""
@@ -108,9 +120,10 @@ class _Finder:
             yield from self._told(runs, self._roughly_told, knot)
             return
         alone = [[run] for run in runs if any(to == run for _, to in exact[run])]
-        tight = knots(runs, lambda run: [to for _, to in exact[run]])
+        # A knot's runs may call, beside each other, workflows that don't lead back.
+        tight = knots(runs, lambda run: [to for _, to in exact[run] if to in exact])
         for inner in (*alone, *tight):
-            yield from self._told(sorted(inner), exact.__getitem__, set(inner))
+            yield from self._told(self._ordered(inner), exact.__getitem__, set(inner))
 
     def _told(
         self, runs: list[_Key], ways: Callable[[Any], Iterable[tuple[str, Any]]], knot: set[Any]

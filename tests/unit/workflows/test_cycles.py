@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -145,3 +146,36 @@ def test_very_many_workflows_cost_no_pairs(monkeypatch: pytest.MonkeyPatch) -> N
     # Beyond the bound types alone decide, and no more than some are told.
     everybody = [made(f"w{i}", on("workflow.completed")) for i in range(count)]
     assert len(told(*everybody)) == MAX_CYCLES
+
+
+def test_workflows_that_are_called_from_a_cycle_and_lead_nowhere_are_no_part_of_it() -> None:
+    a = made("a", on("x"), {"id": "first", "workflow": {"name": "b"}}, publish("x"))
+    assert told(a, made("b", on("y"))) == [X_TO_A]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whoever_is_asked_about_is_in_a_cycle_if_it_is_in_any(seed: int) -> None:
+    chance = Random(seed)
+    names = [f"w{number}" for number in range(7)]
+    events = ["x", "y", "z", "workflow.completed", "workflow.failed", "*.y"]
+    workflows = []
+    for name in names:
+        steps: list[dict[str, Any]] = [publish(chance.choice(["x", "y", "z", "a.y"]))] if chance.random() < 0.5 else []
+        if chance.random() < 0.3:
+            steps.append({"id": "call", "workflow": {"name": chance.choice([n for n in names if n != name])}})
+        workflows.append(made(name, on(chance.choice(events)), *steps))
+    enabled = {name for name in names if chance.random() < 0.8}
+    every = find_cycles(workflows, enabled)
+    within = {name for cycle in every for name in cycle.names}
+    for name in names:
+        mine = find_cycles(workflows, enabled, through=name)
+        assert bool(mine) == (name in within), (name, every)
+        assert all(name in cycle.names for cycle in mine)
+
+
+def test_a_cycle_that_is_asked_about_is_told_beside_many_others() -> None:
+    many = [made(f"w{number:02}", on(f"x{number}"), publish(f"x{number}")) for number in range(MAX_CYCLES + 5)]
+    knot = [made(f"k{number:02}", on("k"), publish("k")) for number in range(MAX_CYCLES + 5)]
+    for workflows in (many, knot):
+        name = workflows[-1].name
+        assert [cycle.names[0] for cycle in find_cycles(workflows, through=name)] == [name]
