@@ -7,6 +7,7 @@ change the same workflow at once, on any replicas, the second sees what the firs
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import orjson
 
 from appliance.catalog import Catalog
-from appliance.errors import Conflict, DefinitionError, NotFound, Problem
+from appliance.errors import Conflict, DefinitionError, NotFound, Problem, StoreUnavailable
 from appliance.plugin import Action
 from appliance.preconditions import NOTHING_SAID, Precondition, refuse_file
 from appliance.store.definitions import CurrentWorkflow, DefinitionStore, Edit, NewDefinition, StoredRevision
@@ -112,7 +113,8 @@ class Editor:
         async with self._store.edit(change.name, actor, create=change.creates) as edit:
             draft = await _draft(change, edit, condition, required=change.needs_etag)
             standing = await change.make(edit, draft)
-        await self._catalog.take_over(*([draft.workflow] if draft.workflow is not None else []))
+        with contextlib.suppress(StoreUnavailable):  # it is made; this replica will take notice like the others
+            await self._catalog.take_over(*([draft.workflow] if draft.workflow is not None else []))
         return Outcome(draft.kind, standing)
 
     async def plan(self, change: Change, condition: Precondition = NOTHING_SAID) -> Plan:
@@ -148,8 +150,8 @@ class Editor:
         workflows, enabled = self._catalog.in_force()
         workflows[name] = workflow
         enabled = enabled | {name} if draft.enabled else enabled - {name}
-        cycles = find_cycles(workflows.values(), enabled)
-        warnings = [f"triggers itself: {cycle}" for cycle in cycles if name in cycle.names]
+        cycles = find_cycles(workflows.values(), enabled, through=name)
+        warnings = [f"triggers itself: {cycle}" for cycle in cycles]
         warnings += [f"calls itself: {' → '.join(way)}" for _, way in call_cycles(workflows) if name == way[0]]
         if draft.kind in ("change", "rollback") and current is not None and draft.enabled != current.enabled:
             was, will = ("disabled", "enables") if draft.enabled else ("enabled", "disables")

@@ -24,8 +24,11 @@ def diff(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, labels: t
     A second at most. Of very large definitions that differ in many places it is coarse: one change from the first
     line that differs to the last.
     """
-    first, second = (NOTHING if side is None else label for side, label in zip((old, new), labels, strict=True))
-    before, after = _lines(old), _lines(new)
+    some, others = _sorted(old), _sorted(new)
+    if some == others:
+        return ""
+    first, second = (NOTHING if side is None else label for side, label in zip((some, others), labels, strict=True))
+    before, after = _lines(some), _lines(others)
     head = _alike(before, after)
     tail = _alike(before[head:][::-1], after[head:][::-1])
     if min(len(before), len(after)) - head - tail > MAX_LINES:
@@ -33,12 +36,13 @@ def diff(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None, labels: t
     return "".join(unified_diff(before, after, first, second, n=_CONTEXT))
 
 
-def _lines(definition: Mapping[str, Any] | None) -> list[str]:
-    if definition is None:
-        return []
-    # Stored ones have their keys sorted; the order in which an author wrote them makes no difference.
-    same_order = orjson.loads(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS))
-    return to_yaml(same_order).splitlines(keepends=True)
+def _sorted(definition: Mapping[str, Any] | None) -> bytes | None:
+    """Stored ones have their keys sorted; the order in which an author wrote them makes no difference."""
+    return None if definition is None else orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)
+
+
+def _lines(definition: bytes | None) -> list[str]:
+    return [] if definition is None else to_yaml(orjson.loads(definition)).splitlines(keepends=True)
 
 
 def _alike(some: Sequence[str], others: Sequence[str]) -> int:

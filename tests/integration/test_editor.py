@@ -14,13 +14,14 @@ import pytest_asyncio
 
 from appliance.catalog import Catalog
 from appliance.editor import Change, Editor, Outcome
-from appliance.errors import Conflict, DefinitionError, NotFound
+from appliance.errors import Conflict, DefinitionError, NotFound, StoreUnavailable
 from appliance.plugin import Action
 from appliance.preconditions import NOTHING_SAID, Outdated, OwnedByFile, Precondition, Unseen
 from appliance.settings import StoreSettings
 from appliance.store.definitions import CurrentWorkflow, DefinitionStore
 from appliance.store.history import History
 from appliance.store.pool import Pool, open_pool
+from appliance.workflows.revision import Workflow
 from tests.integration.test_catalog import ACTIONS, EVENT, Replica, definition, yaml
 
 WaitUntil = Callable[..., Awaitable[Any]]
@@ -321,6 +322,19 @@ async def test_a_plan_changes_nothing(desk: Desk) -> None:
     with pytest.raises(Outdated):
         await desk.editor.plan(desk.editor.switch("one", False), Precondition(frozenset({"stale"})))
     assert (await desk.rows(everything), await desk.standing()) == (before, standing)
+
+
+async def test_a_change_that_is_made_is_no_failure_although_it_is_not_in_force_here_yet(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*fresh: Workflow) -> None:
+        raise StoreUnavailable("PostgreSQL went away")
+
+    monkeypatch.setattr(desk.catalog, "take_over", away)
+    assert (await desk.put("a")).kind == "create"
+    assert (await desk.put("b")).standing.number == 2
+    await desk.catalog.refresh()
+    assert desk.catalog.current("one").number == 2
 
 
 async def test_a_plan_warns(desk: Desk) -> None:
