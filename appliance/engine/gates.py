@@ -185,8 +185,10 @@ class _Gate:
         self._run = arrival.run_id
         self._standing = floor.runs.get(arrival.run_id)
         self._lane = arrival.keys[LANE].digest
-        waits = (position for position, run in floor.waiting.get(self._lane, ()) if run == arrival.run_id)
-        self._position = next(waits, arrival.position)
+        self._position = arrival.position
+        if self._standing is not None:
+            waits = (position for position, run in floor.waiting.get(self._lane, ()) if run == arrival.run_id)
+            self._position = next(waits, arrival.position)
 
     def decision(self) -> Decision:
         standing = self._standing
@@ -386,7 +388,8 @@ class _Gate:
         keys = [self._key(slots.part) for slots in needed]
         arrival, position = self._arrival, self._rank()
         lane = self._floor.waiting.setdefault(self._lane, [])
-        _drop(lane, self._run)
+        if self._standing is not None:
+            _drop(lane, self._run)
         insort(lane, (position, self._run))
         self._out.queue[self._run] = Waiting(
             self._run,

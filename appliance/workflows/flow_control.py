@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -104,11 +105,20 @@ class FlowControl:
     ordered: bool = field(default=False)
     """Whether ``slots`` has the part ``ordering``: runs of a key begin in the order of their entries."""
 
-    @property
-    def lane(self) -> Slots | None:
-        """Between whose keys places are shared fairly: the part that runs keep, else the last one with a key."""
+    lane: Slots | None = field(init=False, default=None)
+    """Between whose keys places are shared fairly: the part that runs keep, else the last one with a key."""
+    _counted: tuple[tuple[str, Template | None], ...] = field(init=False, default=(), repr=False)
+    """Every part that counts by a key, with that."""
+
+    def __post_init__(self) -> None:
         kept = next((slots for slots in self.slots if slots.keeps), None)
-        return kept or next((slots for slots in reversed(self.slots) if slots.key is not None), None)
+        lane = kept or next((slots for slots in reversed(self.slots) if slots.key is not None), None)
+        parts: dict[str, Any] = {"rate_limit": self.rate_limit, "throttle": self.throttle, "debounce": self.debounce}
+        parts |= {"batch": self.batch, "singleton": self.singleton, **{slots.part: slots for slots in self.slots}}
+        object.__setattr__(self, "lane", lane)
+        object.__setattr__(
+            self, "_counted", tuple((part, said.key) for part, said in parts.items() if said is not None)
+        )
 
     def limited_by(self, other: FlowControl | None) -> FlowControl:
         """The same with the limits that ``other`` has for these parts; what it doesn't have has none."""
@@ -119,9 +129,7 @@ class FlowControl:
 
     def keys(self, workflow_id: int, names: Mapping[str, Any]) -> dict[str, Key]:
         """By part the key of a run, and with :data:`LANE` that of its lane. ``names``: ``event`` and ``input``."""
-        counted: dict[str, Any] = {"rate_limit": self.rate_limit, "throttle": self.throttle, "debounce": self.debounce}
-        counted |= {"batch": self.batch, "singleton": self.singleton, **{slots.part: slots for slots in self.slots}}
-        found = {part: key_of(workflow_id, part, said.key, names) for part, said in counted.items() if said is not None}
+        found = {part: key_of(workflow_id, part, key, names) for part, key in self._counted}
         lane = self.lane
         found[LANE] = found[lane.part] if lane is not None else key_of(workflow_id, LANE, None, names)
         return found
@@ -130,12 +138,18 @@ class FlowControl:
 def key_of(workflow_id: int, part: str, template: Template | None, names: Mapping[str, Any]) -> Key:
     """The key of a run or event in one part of flow control. ``names`` are ``event`` (its view) and ``input``."""
     if template is None:
-        return Key(key_uuid("flow", str(workflow_id), part, ""), "")
+        return _of_all(workflow_id, part)
     text = _text_of(template, names)
     if text is None:  # one part less: whatever a text says, it is told from this
         return Key(key_uuid("flow", str(workflow_id), part), _NO_VALUE)
     shown = text[:_MAX_KEY_SHOWN].encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     return Key(key_uuid("flow", str(workflow_id), part, text), shown)
+
+
+@lru_cache(maxsize=10_000)
+def _of_all(workflow_id: int, part: str) -> Key:
+    """The key where all events are one."""
+    return Key(key_uuid("flow", str(workflow_id), part, ""), "")
 
 
 def _text_of(template: Template, names: Mapping[str, Any]) -> str | None:
