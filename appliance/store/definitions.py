@@ -118,8 +118,7 @@ class DefinitionStore:
     async def current(self) -> list[CurrentWorkflow]:
         """All workflows, disabled ones too, in the order in which they were first seen."""
         async with checked_out(self._pool) as connection:
-            cursor = await connection.execute(_SQL["current"])
-            return [CurrentWorkflow(*row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
+            return await _current(connection, None)
 
     async def revisions(self, ids: Iterable[int]) -> list[StoredRevision]:
         """Those of the revisions that exist."""
@@ -184,7 +183,8 @@ async def _put(connection: Connection, definitions: Sequence[NewDefinition], act
     digests = [d.digest for d in definitions]
     await connection.execute(_SQL["add_workflows"], (names, origins))
     await connection.execute(_SQL["lock_workflows"], (names,))
-    before = await _made_by_api(connection, [d.name for d in definitions if d.origin == "file"])
+    of_files = [d.name for d in definitions if d.origin == "file"]
+    before = [row for row in (await _current(connection, of_files) if of_files else ()) if row.origin == "api"]
     await connection.execute(
         _SQL["add_revisions"],
         (names, digests, [d.definition for d in definitions], [d.source for d in definitions]),
@@ -200,16 +200,15 @@ async def _put(connection: Connection, definitions: Sequence[NewDefinition], act
     return before
 
 
-async def _made_by_api(connection: Connection, names: Sequence[str]) -> list[CurrentWorkflow]:
-    if not names:
-        return []
-    cursor = await connection.execute(_SQL["made_by_api"], (names,))
+async def _current(connection: Connection, names: Sequence[str] | None) -> list[CurrentWorkflow]:
+    """What is in force, of all workflows or (not None) those of these names."""
+    names = None if names is None else list(names)
+    cursor = await connection.execute(_SQL["current"], (names, names))
     return [CurrentWorkflow(*row) for row in await cursor.fetchall()]  # type: ignore[arg-type]
 
 
 async def _standing(connection: Connection, name: str) -> CurrentWorkflow | None:
-    cursor = await connection.execute(_SQL["standing"], (name,))
-    return next((CurrentWorkflow(*row) for row in await cursor.fetchall()), None)  # type: ignore[arg-type]
+    return next(iter(await _current(connection, [name])), None)
 
 
 async def _revision(connection: Connection, statement: str, workflow_id: int, key: int | str) -> StoredRevision | None:
@@ -218,7 +217,10 @@ async def _revision(connection: Connection, statement: str, workflow_id: int, ke
 
 
 async def _note(connection: Connection, rows: list[tuple[object, ...]], actor: str, action: str) -> None:
-    """Tell the other replicas, and the audit log. ``rows``: name and revision number of what was changed."""
+    """Tell the other replicas, and the audit log.
+
+    ``rows``: of what was changed name, revision number, whether it is enabled, and the number of the revision before.
+    """
     if rows:
         await connection.execute(_SQL["bump_version"])
-        await connection.execute(_SQL["audit"], (actor, action, [row[0] for row in rows], [row[1] for row in rows]))
+        await connection.execute(_SQL["audit"], (actor, action, *map(list, zip(*rows, strict=True))))

@@ -260,7 +260,15 @@ async def test_rolling_back(desk: Desk, other: Desk) -> None:
             await desk.make(desk.editor.rollback(name, number))
     assert (await desk.put("d")).standing.number == 4
     assert len(await desk.rows("SELECT FROM revisions")) == 4
-    assert ("ann", "roll back workflow", "one") in await desk.rows("SELECT actor, action, subject FROM audit_log")
+    assert (await desk.rows("SELECT actor, action, subject, detail FROM audit_log ORDER BY id"))[2:5] == [
+        ("ann", "put workflow", "one", {"revision": 3, "enabled": True, "from": 2}),
+        ("ann", "roll back workflow", "one", {"revision": 2, "enabled": True, "from": 3}),
+        ("ann", "roll back workflow", "one", {"revision": 1, "enabled": True, "from": 2}),
+    ]
+    await desk.make(desk.editor.switch("one", False))
+    assert (await desk.rows("SELECT action, detail FROM audit_log ORDER BY id DESC LIMIT 1")) == [
+        ("disable workflow", {"revision": 4, "enabled": False, "from": 4})
+    ]
 
 
 async def test_what_is_rolled_back_is_as_enabled_as_it_says_unless_it_was_disabled_by_hand(desk: Desk) -> None:

@@ -4,25 +4,12 @@
 SELECT version FROM catalog_version
 
 -- name: current
--- What is in force, without the definitions: the catalog asks only for those that it hasn't compiled yet.
+-- What is in force, of all workflows or those of these names; without the definitions: the catalog asks only for those
+-- that it hasn't compiled yet. The etag is computed in history.sql, too, and must be the same there.
 SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
        md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
 FROM workflows w JOIN revisions r ON r.id = w.current_revision
-ORDER BY w.id
-
--- name: standing
--- The same of one workflow. The etag is computed in history.sql, too, and must be the same there.
-SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
-       md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
-FROM workflows w JOIN revisions r ON r.id = w.current_revision
-WHERE w.name = %s
-
--- name: made_by_api
--- The same of those that no file has owned yet.
-SELECT w.id, w.name, w.origin, w.file, w.enabled, r.id, r.number, r.digest,
-       md5((w.current_revision, w.enabled, w.origin, w.file, extract(epoch FROM w.updated_at))::text) AS etag
-FROM workflows w JOIN revisions r ON r.id = w.current_revision
-WHERE w.name = ANY(%b::text[]) AND w.origin = 'api'
+WHERE %b::text[] IS NULL OR w.name = ANY(%b::text[])
 ORDER BY w.id
 
 -- name: revisions
@@ -60,36 +47,38 @@ JOIN workflows w ON w.name = u.name
 WHERE NOT EXISTS (SELECT 1 FROM revisions r WHERE r.workflow_id = w.id AND r.digest = u.digest)
 
 -- name: set_current
--- Name and revision number of the workflows that this changed.
+-- The workflows that this changed, for the audit log: name, revision, whether it is enabled, revision before.
 UPDATE workflows w
 SET origin = u.origin, file = u.file, enabled = u.enabled, current_revision = r.id, updated_at = now()
 FROM unnest(%b::text[], %b::text[], %b::text[], %b::bool[], %b::text[]) AS u (name, origin, file, enabled, digest),
-     revisions r
-WHERE w.name = u.name AND r.workflow_id = w.id AND r.digest = u.digest
+     revisions r, workflows before LEFT JOIN revisions was ON was.id = before.current_revision
+WHERE w.name = u.name AND r.workflow_id = w.id AND r.digest = u.digest AND before.id = w.id
   AND (w.origin, w.file, w.enabled, w.current_revision) IS DISTINCT FROM (u.origin, u.file, u.enabled, r.id)
-RETURNING w.name, r.number
+RETURNING w.name, r.number, w.enabled, was.number
 
 -- name: switch
 -- Another stored revision, or on or off. What people change here is the API's from then on.
 UPDATE workflows w SET origin = 'api', enabled = u.enabled, current_revision = r.id, updated_at = now()
-FROM (VALUES (%s::bool, %s::int4, %s::text)) AS u (enabled, revision_id, name), revisions r
-WHERE w.name = u.name AND r.id = u.revision_id AND r.workflow_id = w.id
+FROM (VALUES (%s::bool, %s::int4, %s::text)) AS u (enabled, revision_id, name), revisions r,
+     workflows before JOIN revisions was ON was.id = before.current_revision
+WHERE w.name = u.name AND r.id = u.revision_id AND r.workflow_id = w.id AND before.id = w.id
   AND (w.enabled, w.current_revision) IS DISTINCT FROM (u.enabled, r.id)
-RETURNING w.name, r.number
+RETURNING w.name, r.number, w.enabled, was.number
 
 -- name: disown
 -- Unless another file owns it by now.
 UPDATE workflows w SET enabled = false, file = NULL, updated_at = now()
 FROM unnest(%b::text[], %b::text[]) AS u (name, file), revisions r
 WHERE w.name = u.name AND w.file = u.file AND r.id = w.current_revision
-RETURNING w.name, r.number
+RETURNING w.name, r.number, w.enabled, r.number
 
 -- name: bump_version
 UPDATE catalog_version SET version = version + 1
 
 -- name: audit
 INSERT INTO audit_log (actor, action, subject, detail)
-SELECT %s, %s, name, json_build_object('revision', number) FROM unnest(%b::text[], %b::int4[]) AS u (name, number)
+SELECT %s, %s, name, json_build_object('revision', number, 'enabled', enabled, 'from', before)
+FROM unnest(%b::text[], %b::int4[], %b::bool[], %b::int4[]) AS u (name, number, enabled, before)
 
 -- name: add_listeners
 INSERT INTO listeners (digest, shape) SELECT digest::uuid, shape::json
