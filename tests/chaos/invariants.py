@@ -112,7 +112,8 @@ _RULES: tuple[tuple[str, LiteralString], ...] = (
         "a handled event without a run",
         "SELECT e.uid FROM events e LEFT JOIN runs r ON r.event_uid = e.uid "
         "WHERE e.outcome = 'handled' AND r.id IS NULL "
-        "AND NOT EXISTS (SELECT FROM signals s WHERE s.event_uid = e.uid)",
+        "AND NOT EXISTS (SELECT FROM signals s WHERE s.event_uid = e.uid) "
+        "AND NOT EXISTS (SELECT FROM batched b WHERE b.event_uid = e.uid)",
     ),
     (
         "an unmatched event with a run",

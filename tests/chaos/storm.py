@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from dataclasses import dataclass, field
 
 from appliance import faultpoints
@@ -28,6 +29,8 @@ class Storm:
     width: int = 2
     freezes: bool = False
     blind: int = 0
+    frozen: dict[int, float] = field(default_factory=dict)
+    """By process id, when it was frozen (Unix seconds): what it does after that it does without its leases."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def blow(self) -> None:
@@ -54,6 +57,7 @@ class Storm:
             self.blind += 1
             if self.freezes and self.dice.random() < 0.3:
                 replica.freeze()
+                self.frozen[replica.pid] = time.time()
                 await asyncio.sleep(LEASE_S * 1.5)
                 replica.thaw()
                 await asyncio.sleep(0.5)  # so that it tries to go on with what isn't its own any more
