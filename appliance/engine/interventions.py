@@ -147,6 +147,7 @@ class Intervention:
         running = RUNNING in found or not (found or held)
         status = RUNNING if running else RETRYING if RETRYING in found else WAITING
         await self.write(run, status, {**run.state, "by": TIMER}, asked)
+        await self.do("park_places", [run.id])  # what it got while it was being paused; it asks again
         await self.wake(run)
         return status
 

@@ -118,6 +118,14 @@ async def test_a_paused_run_keeps_its_position_and_what_it_has_to_its_end(stand:
     assert stand.freed == [await stand.one("SELECT id FROM workflows")]
 
 
+async def test_a_resumed_run_asks_again_for_what_it_was_given_while_it_was_paused(stand: Stand) -> None:
+    run_id = await stand.run(status="paused", details=IN_QUEUE)
+    await give(stand, run_id, keeps=True)
+    await give(stand, run_id, keeps=False)
+    await stand.control.resume_run(run_id, "ann")
+    assert await left(stand, run_id) == (0, 1, 1)
+
+
 @pytest.mark.parametrize("details", [IN_QUEUE, COLLECTED])
 async def test_a_resumed_run_that_has_not_begun_is_held_again(stand: Stand, details: dict[str, Any]) -> None:
     run_id = await stand.run(status="paused", details=details)

@@ -305,6 +305,20 @@ async def test_a_paused_run_is_passed_by_unless_runs_keep_their_order(site: Porc
         await site.rows("DELETE FROM timers")
 
 
+async def test_a_run_that_is_let_in_while_it_is_paused_takes_nobodys_place(site: Porch, keeper: Gatekeeper) -> None:
+    revision = await site.workflow(concurrency=1)
+    first, second, third, fourth = requests = [site.request(revision) for _ in range(4)]
+    await arrive(keeper, *requests)
+    await keeper.freed(*await site.end(first.arrival.run_id))
+    await site.rows("UPDATE runs SET status = 'paused' WHERE id = %s", second.arrival.run_id)
+    await keeper.sweep()
+    let_in = {second.arrival.run_id, third.arrival.run_id}
+    assert set(await site.let_in()) == let_in
+    await site.end(third.arrival.run_id)
+    assert isinstance(await keeper.arrive(site.request(revision)), Wait)
+    assert set(await site.let_in()) == {*let_in, fourth.arrival.run_id}
+
+
 # --- what heals ------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 -- Flow control. The gatekeeper's statements take one array per column and travel in pipelines within one transaction,
 -- which begins with the lock. LATERAL with OFFSET 0 has each row looked up by its index: see parked.sql.
 -- A place counts, and a run waits, only as long as the run is there and not over. One that waits and is paused is in
--- nobody's way, unless runs keep their order.
+-- nobody's way, unless runs keep their order; one that is let in while somebody pauses it has only what runs keep.
 
 -- name: lock
 -- Given in ascending order. 1718382455: "flow".
@@ -84,7 +84,8 @@ SELECT u.digest, (
     SELECT count(*) FROM (
         SELECT FROM places p
         CROSS JOIN LATERAL (SELECT FROM runs WHERE runs.id = p.run_id
-                            AND status IN ('running', 'waiting', 'retrying', 'paused') OFFSET 0) AS r
+                            AND (status IN ('running', 'waiting', 'retrying') OR status = 'paused' AND p.keeps)
+                            OFFSET 0) AS r
         WHERE p.digest = u.digest::uuid LIMIT u.most
     ) AS taken
 )
@@ -115,7 +116,8 @@ FROM unnest(%b::text[], %b::int4[]) AS u (digest, most)
 CROSS JOIN LATERAL (
     SELECT p.run_id FROM places p
     CROSS JOIN LATERAL (SELECT FROM runs WHERE runs.id = p.run_id
-                        AND status IN ('running', 'waiting', 'retrying', 'paused') OFFSET 0) AS r
+                        AND (status IN ('running', 'waiting', 'retrying') OR status = 'paused' AND p.keeps)
+                        OFFSET 0) AS r
     WHERE p.digest = u.digest::uuid LIMIT u.most
 ) AS taken
 
@@ -259,8 +261,8 @@ ON CONFLICT (workflow_id, reason) DO UPDATE SET count = skipped.count + EXCLUDED
 SELECT event_uid::text FROM batched WHERE run_id = %b::text::uuid ORDER BY position, event_uid
 
 -- name: sweep_lock
--- One replica sweeps at a time; the lock goes with the transaction.
-SELECT pg_try_advisory_xact_lock(7017289205043782011)
+-- One replica sweeps at a time; the lock goes with the transaction, which one that freezes doesn't keep open.
+SELECT pg_try_advisory_xact_lock(7017289205043782011), set_config('idle_in_transaction_session_timeout', '10s', true)
 
 -- name: sweep_places
 -- A page of places: those of runs that are over, or gone, go. Answers where the next page begins.
