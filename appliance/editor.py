@@ -70,7 +70,7 @@ class Outcome:
 class Plan:
     """What a change would do. ``current``: what is in force now; ``missing``: called workflows that aren't there.
 
-    ``diff`` is one of YAML, ``warnings`` are texts.
+    ``diff`` is one of YAML, ``warnings`` are texts; ``follows``: parked runs go on in the definition, where they can.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Plan:
     diff: str
     warnings: list[str]
     missing: list[str]
+    follows: bool
 
 
 class Editor:
@@ -127,7 +128,8 @@ class Editor:
         labels = (_label(change.name, known), _label(change.name, draft.revision))
         difference = await asyncio.to_thread(diff, old, draft.definition, labels)
         warnings, missing = await asyncio.to_thread(self._warnings, change.name, draft, current)
-        return Plan(change.name, draft, current, difference, warnings, missing)
+        follows = draft.workflow is not None and draft.workflow.follows
+        return Plan(change.name, draft, current, difference, warnings, missing, follows)
 
     async def revision(self, name: str, number: int | None = None) -> tuple[CurrentWorkflow, StoredRevision]:
         """A revision of a workflow (without a number: the one in force), and what is in force; raises NotFound."""

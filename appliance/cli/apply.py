@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from appliance.cli.client import API, Client, connected, failure_of, json_option, quoted
-from appliance.cli.exits import Exit
+from appliance.cli.exits import Exit, Failure
 from appliance.cli.proposals import REFUSALS, Proposal, complaints, proposed, remarks, touched
 from appliance.cli.tables import cell, emit, table
 
@@ -66,13 +66,14 @@ def apply(
     proposals = proposed(client, paths)
     refused = any(proposal.change == "refused" for proposal in proposals)
     pruned = _to_prune(client, {proposal.name for proposal in proposals}) if prune and not refused else []
-    if not refused and not dry_run:
-        _make(client, proposals, pruned, force=force)
+    broken = None if refused or dry_run else _make(client, proposals, pruned, force=force)
     emit(_document(proposals, pruned), _text(proposals, pruned), as_json=as_json)
     for complaint in [*complaints(proposals), *(cell(error) for each in pruned for error in _errors(each))]:
         click.echo(f"error: {complaint}", err=True)
     if refused and not dry_run:
         click.echo("error: nothing was changed", err=True)
+    if broken is not None:
+        raise broken
     failed = Exit.NOT_FOUND if any(each.error for each in pruned) else Exit.OK
     ctx.exit(max([failed, *(proposal.code for proposal in proposals)]))
 
@@ -88,8 +89,16 @@ def _to_prune(client: Client, names: set[str]) -> list[Pruned]:
             return [Pruned(name, client.post(f"{_path(name)}/disable?dry_run=true")) for name in found]
 
 
-def _make(client: Client, proposals: list[Proposal], pruned: list[Pruned], *, force: bool) -> None:
-    """Make the changes one by one, until one is refused."""
+def _make(client: Client, proposals: list[Proposal], pruned: list[Pruned], *, force: bool) -> Failure | None:
+    """Make the changes one by one, until one is refused; a failure that is about none of them is returned."""
+    try:
+        _change(client, proposals, pruned, force=force)
+    except Failure as failure:
+        return failure
+    return None
+
+
+def _change(client: Client, proposals: list[Proposal], pruned: list[Pruned], *, force: bool) -> None:
     waiting = [proposal for proposal in proposals if proposal.changes]
     for proposal in _called_first(waiting):
         answer = client.ask("POST", f"{API}/workflows", proposal.data, _condition(proposal.plan, force))
@@ -151,13 +160,15 @@ def _text(proposals: list[Proposal], pruned: list[Pruned]) -> str:
     rows += [
         {"workflow": each.name, "result": _result("disable", each.done), "runs": _runs(each.plan)} for each in pruned
     ]
-    notes = [line for proposal in proposals if proposal.changes for line in remarks(proposal)]
+    notes = [line for proposal in proposals if proposal.changes for line in remarks(proposal.plan)]
     notes += [line for each in pruned for line in touched(cell(each.name), each.plan)]
     return "\n".join([table(rows, _COLUMNS, empty="no definitions"), *notes])
 
 
-def _runs(plan: dict[str, Any]) -> int | None:
-    return sum(group["runs"] for group in plan.get("touches") or ()) or None
+def _runs(plan: dict[str, Any]) -> int | str | None:
+    """How many runs a change touches; not all were looked at where there is a ``+``."""
+    count = sum(group["runs"] for group in plan.get("touches") or ())
+    return (f"{count}+" if plan.get("more") else count) or None
 
 
 def _result(change: str, done: bool) -> str:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 REFUSALS = (409, 412, 413, 422, 428)
 """Answers that are about the definition; any other failure ends the command."""
 
+_FOLLOW = "parked runs go on in the new definition once they are woken, where they can (revisions: follow)"
+_PIN = "parked runs stay on their revisions; `appliance runs migrate` moves them"
+
 
 @dataclass(slots=True)
 class Proposal:
@@ -70,7 +73,7 @@ class Proposal:
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        names = ("revision", "becomes", "enabled", "diff", "warnings", "missing", "touches", "more")
+        names = ("revision", "becomes", "enabled", "diff", "warnings", "missing", "follows", "touches", "more")
         told = {name: self.plan[name] for name in names if name in self.plan}
         errors = [str(problem) for problem in self.problems]
         return {
@@ -86,11 +89,10 @@ class Proposal:
 def proposed(client: Client, paths: Sequence[Path]) -> list[Proposal]:
     """Every definition in files and folders, with what it would change; nothing is changed.
 
-    Raises DefinitionError for files that can't be read, Failure if there is nothing, or the process can't answer.
+    Raises DefinitionError for files that can't be read, Failure if there is nothing in one of the folders (it may be
+    the wrong one, and to prune what it doesn't have would be no help), or the process can't answer.
     """
     proposals = list(_read(paths))
-    if not proposals:
-        raise Failure(f"there is no definition in {', '.join(map(str, paths))}", Exit.CONFIGURATION)
     owners: dict[str, Proposal] = {}
     for proposal in proposals:
         answer = client.ask("POST", f"{API}/workflows?dry_run=true", proposal.data)
@@ -116,18 +118,20 @@ def complaints(proposals: Iterable[Proposal]) -> Iterator[str]:
         yield from (cell(str(problem)) for problem in proposal.problems)
 
 
-def remarks(proposal: Proposal) -> Iterator[str]:
+def remarks(plan: dict[str, Any]) -> Iterator[str]:
     """What to know of a change before it is made: what is odd, and the parked runs that it touches."""
-    name = cell(proposal.name)
-    for warning in proposal.plan.get("warnings") or ():
+    name = cell(plan["name"])
+    for warning in plan.get("warnings") or ():
         yield f"{name}: warning: {cell(warning)}"
-    for called in proposal.plan.get("missing") or ():
+    for called in plan.get("missing") or ():
         yield f"{name}: warning: it calls {cell(repr(called))}, which is not there"
-    yield from touched(name, proposal.plan)
+    yield from touched(name, plan)
 
 
 def touched(name: str, plan: dict[str, Any]) -> Iterator[str]:
     """The parked runs that a change touches, a line for those of one revision that stand alike."""
+    if plan.get("touches") and plan.get("change") in ("change", "rollback"):
+        yield f"{name}: {_FOLLOW if plan.get('follows') else _PIN}"
     for group in plan.get("touches") or ():
         runs = f"{group['runs']} run" + ("" if group["runs"] == 1 else "s")
         at = f" at {', '.join(group['at'])}" if group["at"] else ""
@@ -151,7 +155,12 @@ def _read(paths: Sequence[Path]) -> Iterator[Proposal]:
     from appliance.workflows.dialects import parts_of
     from appliance.workflows.loader import definition_files, read_document
 
-    files = [file for path in paths for file in (definition_files(path) if path.is_dir() else (path,))]
+    files: list[Path] = []
+    for path in paths:
+        found = list(definition_files(path)) if path.is_dir() else [path]
+        if not found:
+            raise Failure(f"there is no definition in {path}", Exit.CONFIGURATION)
+        files += found
     documents: list[Document] = []
     problems: list[Problem] = []
     for file in dict.fromkeys(files):

@@ -9,7 +9,7 @@ import click
 from appliance.cli.client import API, Client, connected, json_option, quoted
 from appliance.cli.exits import Failure
 from appliance.cli.listing import emit_page
-from appliance.cli.proposals import touched
+from appliance.cli.proposals import remarks
 from appliance.cli.tables import cell, emit, fields, table
 
 _COLUMNS = ["name", "revision", "enabled", "file", "updated_at"]
@@ -111,6 +111,4 @@ def _told(answer: dict[str, Any], dry_run: bool) -> str:
     lines = [f"{name}: revision {answer['becomes']} would be in force instead of {answer['revision']}, {state}"]
     if answer["becomes"] == answer["revision"]:
         lines = [f"{name}: revision {answer['revision']} would stay in force, {state}"]
-    lines += [f"{name}: warning: {cell(warning)}" for warning in answer["warnings"]]
-    lines += [f"{name}: warning: it calls {cell(repr(called))}, which is not there" for called in answer["missing"]]
-    return "\n".join([*lines, *touched(name, answer), *map(cell, answer["diff"].splitlines())])
+    return "\n".join([*lines, *remarks(answer), *map(cell, answer["diff"].splitlines())])

@@ -237,6 +237,7 @@ class DefinitionApi:
             "diff": plan.diff,
             "warnings": plan.warnings,
             "missing": plan.missing,
+            "follows": plan.follows,
             "touches": [each._asdict() for each in touched],
             "more": touched.more,
         }

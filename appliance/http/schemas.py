@@ -290,6 +290,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = {
         diff=TEXT,
         warnings=_list_of(TEXT),
         missing=_list_of(TEXT),
+        follows=_FLAG,
         touches=_list_of(_TOUCHED),
         more=_FLAG,
     ),

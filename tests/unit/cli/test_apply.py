@@ -76,6 +76,7 @@ def test_what_differs_is_sent_with_the_etag_it_was_compared_with(server: Server,
         "e         disabled          5        flows/sub.yaml",
         "a: warning: triggers itself: a",
         "a: warning: it calls 'gone', which is not there",
+        "b: parked runs stay on their revisions; `appliance runs migrate` moves them",
         "b: 12 runs of revision 3, waiting at ask, as r-1",
         "b: 1 run of revision 3, waiting, as r-1; can't go on in the new definition: step 'ask' is gone; no",
     ]
@@ -83,13 +84,14 @@ def test_what_differs_is_sent_with_the_etag_it_was_compared_with(server: Server,
 
 def test_a_dry_run_sends_nothing(server: Server, invoke: Invoke) -> None:
     files(a="name: a", b="name: b")
-    server.answers = [plan("a", "create"), plan("b", touches=[GROUP], more=True)]
+    server.answers = [plan("a", "create"), plan("b", touches=[GROUP], more=True, follows=True)]
     code, out, _ = invoke("apply", "--dry-run", "flows/a.yaml", "flows")
     assert code == Exit.OK
     assert [asked[:2] for asked in server.asked] == [TRY, TRY]
     assert out.splitlines()[1:] == [
         "a         to create  new             flows/a.yaml",
-        "b         to change  new         12  flows/b.yaml",
+        "b         to change  new       12+   flows/b.yaml",
+        "b: parked runs go on in the new definition once they are woken, where they can (revisions: follow)",
         "b: 12 runs of revision 3, waiting at ask, as r-1",
         "b: and further runs",
     ]
@@ -182,15 +184,25 @@ def test_nothing_to_apply_prunes_nothing(server: Server, invoke: Invoke) -> None
     for command in (("apply", "--prune"), ("diff",)):
         code, out, err = invoke(*command, "flows")
         assert (code, out, err) == (Exit.CONFIGURATION, "", "error: there is no definition in flows\n")
+    Path("more").mkdir()
+    Path("more/a.yaml").write_text("name: a")
+    assert invoke("apply", "--prune", "more", "flows")[::2] == (5, "error: there is no definition in flows\n")
     assert server.asked == []
 
 
 def test_any_other_failure_is_its_own(server: Server, invoke: Invoke) -> None:
     files(a="name: a")
-    for at, status, code in ((0, 401, Exit.DENIED), (0, 503, Exit.UNAVAILABLE), (1, 503, Exit.UNAVAILABLE)):
-        server.answers = [plan("a"), made()]
-        server.answers[at] = refusal(status, "no")
+    for status, code in ((401, Exit.DENIED), (503, Exit.UNAVAILABLE)):
+        server.answers = [refusal(status, "no")]
         assert invoke("apply", "flows") == (code, "", "error: no\n")
+
+
+def test_a_failure_on_the_way_does_not_hide_what_was_done(server: Server, invoke: Invoke) -> None:
+    files(a="name: a", b="name: b")
+    server.answers = [plan("a"), plan("b"), made(), refusal(503, "no")]
+    code, out, err = invoke("apply", "flows")
+    assert (code, err) == (Exit.UNAVAILABLE, "error: no\n")
+    assert [line.split()[:3] for line in out.splitlines()[1:]] == [["a", "changed", "5"], ["b", "to", "change"]]
 
 
 # --- diff ------------------------------------------------------------------------------------------------------------
@@ -263,6 +275,7 @@ def test_a_switch_can_be_tried(server: Server, invoke: Invoke) -> None:
         "a: revision 3 would be in force instead of 4, enabled",
         "a: warning: odd",
         "a: warning: it calls 'b', which is not there",
+        "a: parked runs stay on their revisions; `appliance runs migrate` moves them",
         "a: 12 runs of revision 3, waiting at ask, as r-1",
         "-x",
         "+y",

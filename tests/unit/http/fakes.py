@@ -126,7 +126,7 @@ class FakeEditor:
         self._ask("plan", change, condition)
         workflow: Any = "the new one"
         draft = Draft(self.kind, True, {"name": "w"}, workflow, None)
-        return Plan("w", draft, self.standing, "-a\n+b\n", ["odd"], ["gone"])
+        return Plan("w", draft, self.standing, "-a\n+b\n", ["odd"], ["gone"], True)
 
     async def revision(self, name: str, number: int | None = None) -> tuple[CurrentWorkflow, StoredRevision]:
         self._ask("revision", name, number)

@@ -131,6 +131,7 @@ async def test_a_dry_run_tells_what_would_happen(client: httpx.AsyncClient, fake
             "diff": "-a\n+b\n",
             "warnings": ["odd"],
             "missing": ["gone"],
+            "follows": True,
             "touches": [{**touched, "gaps": ["there is no step ask"]}],
             "more": False,
         },
