@@ -55,6 +55,9 @@ class Catalog:
         self._old: OrderedDict[int, Revision] = OrderedDict()
         self._fresh: dict[str, Workflow] = {}
         """What was put but not taken over yet, by digest: it needn't be compiled again."""
+        self.unusable: tuple[str, ...] = ()
+        """Enabled workflows whose revision in force can't be read here, because a later release has put it: an event
+        that is read now would be taken for one that they are not for."""
         self._lock = asyncio.Lock()
         self._cycles: tuple[Cycle, ...] = ()
         self._looked_at: Matcher | None = None
@@ -263,6 +266,7 @@ class Catalog:
     def _install(self, rows: list[CurrentWorkflow], known: Mapping[int, Revision]) -> None:
         usable = [row for row in rows if row.revision_id in known]
         self._current = {row.name: known[row.revision_id] for row in usable}
+        self.unusable = tuple(row.name for row in rows if row.enabled and row.revision_id not in known)
         for row in usable:
             self._old[row.revision_id] = known[row.revision_id]
         self.matcher = Matcher(

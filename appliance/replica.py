@@ -183,7 +183,7 @@ class Replica:
             Attributed(self.executor, RecoveryStore(pool)),
             (stream, engine),
             on_founded=on_founded,
-            can_commit=lambda: self.recorder.healthy and self.gatekeeper.healthy,
+            can_commit=lambda: self.recorder.healthy and self.gatekeeper.healthy and not self.catalog.unusable,
         )
         self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
         self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)

@@ -216,8 +216,18 @@ class Supervisor:
                 return "actions ignore their cancellation"
             return None
 
+        def unusable() -> str | None:
+            if names := replica.catalog.unusable:
+                return f"{', '.join(names)}: in force, but this release can't read it (see the log); nothing is read"
+            return None
+
+        def away() -> str | None:
+            paused = replica.consumer.paused() and not replica.catalog.unusable
+            return "it can't be reached or takes no commits" if paused else None
+
         sources: dict[str, Callable[[], str | None]] = {
-            "postgresql": lambda: "it can't be reached or takes no commits" if replica.consumer.paused() else None,
+            "postgresql": away,
+            "workflows": unusable,
             "process": lambda: "stopping" if self.stopping else None,
             "actions": abandoned,
         }

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from appliance.engine.following import Following
 from appliance.engine.listeners import Listeners, business_key, machine_digest
 from appliance.engine.order import Order
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
-from appliance.errors import Malformed, NotFound
+from appliance.errors import Fenced, Malformed, NotFound
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
 from appliance.identifiers import derived_uuid7, milliseconds_of, run_id_for
 from appliance.observe.metrics import METRICS
@@ -56,6 +56,11 @@ class Definitions(Protocol):
     @property
     def matcher(self) -> Matcher:
         """The rules in force."""
+        ...
+
+    @property
+    def unusable(self) -> Sequence[str]:
+        """Workflows in force that can't be read here."""
         ...
 
     @property
@@ -117,6 +122,8 @@ class Executor:
 
     async def handle(self, entry: Entry) -> Verdict:
         """Work on an entry until everything that it touches is finished, parked or dead-lettered."""
+        if self._definitions.unusable:
+            return Later(_patience_s(entry))  # it may be for a workflow that only a later release can read
         try:
             raw = entry.fields.get(FIELD_WORK)
             if raw is not None:
@@ -321,11 +328,19 @@ class Executor:
             raise Malformed(f"it is to start a workflow that isn't there: {error}") from None
 
     async def _is_first(self, drive: Drive, view: dict[str, Any]) -> bool:
-        """Whether an event begins a state machine: not if its key has a live one, which was told of it."""
+        """Whether an event begins a state machine: not if its key has a live one, which was told of it.
+
+        Raises Fenced if that one is the event's own: somebody else has begun it since we looked.
+        """
         workflow = drive.revision.workflow
         drive.machine_key = business_key(workflow.machine.correlate, view) if workflow.machine is not None else None
-        if drive.machine_key is None or await self._runs.machine(drive.revision.workflow_id, drive.machine_key) is None:
+        if drive.machine_key is None:
             return True
+        live = await self._runs.machine(drive.revision.workflow_id, drive.machine_key)
+        if live is None:
+            return True
+        if live == drive.run_id:
+            raise Fenced(f"somebody else has begun the run {live}")
         if await self._runs.correlate(drive.event.uid, [machine_digest(workflow.name, drive.machine_key)]):
             self._on_timer(time.time())  # it began after we had looked for who listens
         return False

@@ -627,3 +627,27 @@ async def test_an_entry_whose_task_ends_with_an_error_is_given_up(heart: Heart) 
     await asyncio.wait({task})
     assert isinstance(task.exception(), ValueError)
     await wait_until(lambda: ("normal", entry.id) not in made.leases, "the entry is given up")
+
+
+async def test_events_wait_while_a_workflow_in_force_is_of_a_later_release(heart: Heart, db: Connection) -> None:
+    """Read by this one, they would count as those that no workflow is for."""
+    replica = await heart.replica()
+    heart.behave["a"] = instant
+    await heart.workflow("w", {"id": "a"})
+    put = b"UPDATE revisions SET definition = %s, digest = %s"
+    later = b"""{"name": "w", "trigger": {"event": "t"}, "steps": [{"id": "a", "quantum": 1}]}"""
+    kept = await rows(db, "SELECT definition::text, digest FROM revisions")
+    await db.execute(put, [later.decode(), "later"])
+    await db.execute(b"UPDATE catalog_version SET version = version + 1")
+    replica.catalog._current.clear()  # as in a process that did not compile it itself
+    replica.catalog._old.clear()
+    await replica.catalog.refresh()
+    assert replica.catalog.unusable == ("w",)
+    await heart.send()
+    await replica.timers.fire()
+    assert await heart.ledger() == {"handled": 0, "unmatched": 0, "dead": 0, "in_flight": 1, "difference": 0}
+    await db.execute(put, list(kept[0]))
+    await db.execute(b"UPDATE catalog_version SET version = version + 1")
+    await replica.catalog.refresh()
+    await heart.at_rest()
+    assert (await heart.ledger())["handled"] == 1
