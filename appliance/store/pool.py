@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
+from psycopg import IsolationLevel
 from psycopg import errors as pe
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
@@ -111,3 +113,18 @@ async def checked_out(pool: Pool) -> AsyncIterator[Connection]:
     with translated():
         async with pool.connection() as connection:
             yield connection
+
+
+@contextlib.asynccontextmanager
+async def one_moment(connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
+    """A read-only transaction in which every statement sees the same commits; elsewhere each sees those before it."""
+    before = connection.isolation_level, connection.read_only
+    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+    await connection.set_read_only(True)
+    try:
+        async with connection.transaction():
+            yield
+    finally:
+        if not connection.closed:
+            await connection.set_isolation_level(before[0])
+            await connection.set_read_only(before[1])

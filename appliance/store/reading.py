@@ -10,12 +10,13 @@ from typing import Any, LiteralString
 from uuid import UUID
 
 import psycopg
-from psycopg import AsyncConnection, IsolationLevel
+from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from appliance.errors import StoreUnavailable
 from appliance.events import format_time
+from appliance.store.pool import one_moment
 from appliance.store.queries import named
 
 Item = dict[str, Any]
@@ -29,17 +30,8 @@ _CONNECTION_TIMEOUT_S = 5.0
 async def snapshot(pool: AsyncConnectionPool[Any]) -> AsyncIterator[Connection]:
     """A connection in a read-only transaction that sees one moment; raises StoreUnavailable."""
     try:
-        async with pool.connection(timeout=_CONNECTION_TIMEOUT_S) as conn:
-            before = conn.isolation_level, conn.read_only
-            await conn.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-            await conn.set_read_only(True)
-            try:
-                async with conn.transaction():
-                    yield conn
-            finally:
-                if not conn.closed:
-                    await conn.set_isolation_level(before[0])
-                    await conn.set_read_only(before[1])
+        async with pool.connection(timeout=_CONNECTION_TIMEOUT_S) as conn, one_moment(conn):
+            yield conn
     except PoolTimeout:
         raise StoreUnavailable("no connection to PostgreSQL is free") from None
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from appliance.engine.state import RunState, Signal, StepState, step_of
 from appliance.errors import StoreUnavailable
 from appliance.events import Event, format_time
 from appliance.identifiers import milliseconds_of, range_start
-from appliance.store.pool import Connection, Pool, checked_out
+from appliance.store.pool import Connection, Pool, checked_out, one_moment
 from appliance.store.queries import named
 
 MOST_SIGNALS = 500
@@ -99,7 +100,7 @@ class Runs:
         """What stands recorded of each event; None for those that were never recorded."""
         lows = [range_start(milliseconds_of(uid)) for uid in uids]
         highs = [range_start(milliseconds_of(uid) + 1) for uid in uids]
-        async with checked_out(self._pool) as connection:
+        async with self._reading() as connection:
             outcomes = dict(await _rows(connection, "prior_events", uids))
             runs = await _stored(connection, await _rows(connection, "prior_runs", uids, lows, highs))
         by_event: dict[str | None, list[StoredRun]] = {}
@@ -109,7 +110,7 @@ class Runs:
 
     async def load(self, run_id: str) -> StoredRun | None:
         """A run with its steps."""
-        async with checked_out(self._pool) as connection:
+        async with self._reading() as connection:
             runs = await _stored(connection, await _rows(connection, "runs", [run_id]))
         return runs[0] if runs else None
 
@@ -121,7 +122,7 @@ class Runs:
 
     async def to_wake(self, run_ids: list[str]) -> list[Waking | None]:
         """What is needed to go on with runs; None for those that aren't there, or whose event isn't any more."""
-        async with checked_out(self._pool) as connection:
+        async with self._reading() as connection:
             runs = {run.id: run for run in await _stored(connection, await _rows(connection, "runs", run_ids))}
             uids = [run.event_uid for run in runs.values() if run.event_uid is not None]
             events = {row[0]: _event(row)[0] for row in await _rows(connection, "events", uids)} if uids else {}
@@ -224,6 +225,12 @@ class Runs:
         async with checked_out(self._pool) as connection:
             first = dict(await _rows(connection, "keys", keys))
         return [(first[key], key in fresh) for key in keys]
+
+    @contextlib.asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Connection]:
+        """A run and its steps are several statements, and somebody else may commit in between."""
+        async with checked_out(self._pool) as connection, one_moment(connection):
+            yield connection
 
 
 async def events_of(connection: Connection, uids: Iterable[str]) -> dict[str, Event]:
