@@ -13,10 +13,13 @@ import pytest
 import pytest_asyncio
 
 from appliance.engine import core, drive
-from appliance.events import new_event
+from appliance.errors import Fenced
+from appliance.events import Event, new_event
 from appliance.identifiers import uuid7
 from appliance.plugin import Context, Reject
+from appliance.store import runs as store_runs
 from appliance.store.pool import Connection
+from appliance.stream.entry import Entry, Settled
 from tests.integration.test_durable import MACHINE, NOTHING, World, told
 from tests.integration.test_heart import QUICK, Heart, db, failing, rows
 from tests.servers import wait_until
@@ -396,6 +399,84 @@ async def test_a_rerun_that_failed_is_retried_at_the_step_that_failed(world: Wor
     await world.until("failed", "succeeded")
     assert world.heart.calls["b"] == [1, 1, 1]
     assert world.heart.calls["c"] == [1]
+
+
+# --- two at once -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["load", "to_wake", "prior"])
+async def test_a_run_that_ends_while_it_is_read_is_read_as_of_one_moment(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its steps are read behind it: else a run that goes on would have no step at which it stands."""
+    go = gate(world, "b")
+    await world.put({"name": "w", "steps": [told("a"), told("b")]})
+    uid = await world.event("t")
+    await called(world, "b")
+    read = store_runs._rows
+
+    async def slowly(connection: Connection, name: str, *values: Any) -> list[tuple[Any, ...]]:
+        if name == "steps":
+            go.set()
+            await world.until("succeeded")
+        return await read(connection, name, *values)
+
+    runs, which = world.heart.replicas[0].runs, await run_id(world)
+    monkeypatch.setattr(store_runs, "_rows", slowly)
+    if how == "prior":
+        (prior,) = await runs.prior([uid])
+        found = prior.runs[0] if prior is not None else None
+    elif how == "to_wake":
+        (waking,) = await runs.to_wake([which])
+        found = waking.run if waking is not None else None
+    else:
+        found = await runs.load(which)
+    assert found is not None
+    assert found.state.status == "running"
+    assert {step.key: step.status for step in found.state.steps.values()} == {"a": "succeeded", "b": "running"}
+
+
+def copy_of(event: Event) -> Entry:
+    """Another entry with the same event; as if it had been looked up before the other one's commit."""
+    return Entry("normal", b"%d-0" % (time.time() * 1000), event.to_entry(), time.monotonic())
+
+
+async def test_an_event_that_comes_twice_is_not_taken_for_one_of_another_machine(world: World) -> None:
+    """The live machine of its key is the one that it has begun itself."""
+    await world.put(MACHINE)
+    asked, executor = new_event("asked", {"key": "a"}, source="/t"), world.heart.replicas[0].executor
+    await world.heart.replicas[0].producer.submit(asked)
+    await world.until("waiting", workflow="m")
+    await world.heart.at_rest()
+    copy = copy_of(asked)
+    with pytest.raises(Fenced):
+        await executor.handle(copy)
+    copy.redelivered = True
+    assert await executor.handle(copy) == Settled("handled")
+    assert await rows(world.db, "SELECT outcome::text FROM events") == [("handled",)]
+    assert world.heart.calls["hello"] == [1]
+
+
+async def test_who_has_older_workflows_does_not_end_an_event_that_has_a_run(world: World) -> None:
+    """The run would be nobody's if the replica that has it were gone: with an outcome, an event is not added again."""
+    wait = {"id": "seen", "wait": {"event": "t"}, "forever": True}
+    await world.put({"name": "v", "trigger": {"event": "other"}, "steps": [wait]})
+    other = await world.heart.idle()
+    go = gate(world, "b")
+    newer = {"name": "w", "trigger": {"event": "t"}, "steps": [told("a"), told("b")]}
+    await world.heart.replicas[0].catalog.put(newer)
+    event = new_event("t", None, source="/t")
+    await world.heart.replicas[0].producer.submit(event)
+    await called(world, "b")
+    copy = copy_of(event)
+    with pytest.raises(Fenced):
+        await other.executor.handle(copy)
+    assert await rows(world.db, "SELECT outcome::text FROM events") == [(None,)]
+    go.set()
+    await world.until("succeeded")
+    await world.heart.at_rest()
+    copy.redelivered = True
+    assert await other.executor.handle(copy) == Settled("handled")
 
 
 # --- secrets ---------------------------------------------------------------------------------------------------------

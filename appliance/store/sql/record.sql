@@ -106,11 +106,21 @@ WITH moved AS (
 UPDATE dead_letters SET moved = true FROM moved WHERE dead_letters.id = moved.letter::uuid
 
 -- name: outcomes
-UPDATE events SET outcome = CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.event_uid = events.uid
-                                              AND d.status <> 'redriven')
-                                 THEN 'dead' ELSE u.outcome::event_outcome END
-FROM unnest(%b::text[], %b::text[]) AS u (uid, outcome)
-WHERE events.uid = u.uid::uuid
+-- An event that somebody else has begun a run for meanwhile is not unmatched: who says so is to look again.
+WITH decided AS (
+    UPDATE events SET outcome = CASE WHEN EXISTS (SELECT FROM dead_letters d WHERE d.event_uid = events.uid
+                                                  AND d.status <> 'redriven')
+                                     THEN 'dead' ELSE u.outcome::event_outcome END
+    FROM unnest(%b::text[], %b::text[]) AS u (uid, outcome)
+    WHERE events.uid = u.uid::uuid
+    RETURNING CASE WHEN u.outcome = 'unmatched'
+                   THEN EXISTS (SELECT FROM runs r WHERE r.id >= (left(u.uid, 13) || '-0000-0000-000000000000')::uuid
+                                AND r.id <= (left(u.uid, 13) || '-ffff-ffff-ffffffffffff')::uuid
+                                AND r.event_uid = u.uid::uuid
+                                AND coalesce(r.origin, '') NOT IN ('replay', 'rerun', 'subflow'))
+                   ELSE false END AS begun
+)
+SELECT appliance_expect((SELECT count(*) FROM decided WHERE begun), 0)
 
 -- name: written
 -- Which of these runs stand exactly as we wrote them? Asked when the reply to a commit was lost.
