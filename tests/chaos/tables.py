@@ -76,10 +76,14 @@ _FINAL_RUNS: LiteralString = (
 
 
 class Tables:
-    """One connection that only reads. ``changed`` lists what was final once and is not the same any more."""
+    """One connection that only reads, opened anew when it was lost.
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        self._connection = connection
+    ``changed`` lists what was final once and is not the same any more.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.AsyncConnection[Any] | None = None
         self._lock = asyncio.Lock()
         self._final: dict[tuple[str, str], tuple[Any, ...]] = {}
         self.changed: list[str] = []
@@ -87,7 +91,19 @@ class Tables:
     async def rows(self, query: LiteralString) -> list[tuple[Any, ...]]:
         """What a query finds."""
         async with self._lock:
-            return await (await self._connection.execute(query)).fetchall()
+            connection = await self._connected()
+            return await (await connection.execute(query)).fetchall()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(self._url, autocommit=True)
+            await self._connection.execute("SET default_transaction_read_only = on")
+        return self._connection
 
     async def statuses(self) -> dict[tuple[str, str], int]:
         """How many runs there are by (workflow, status)."""
@@ -132,19 +148,19 @@ class Tables:
 
     async def _watch(self) -> None:
         while True:
-            await self.look()
+            with contextlib.suppress(psycopg.OperationalError):  # PostgreSQL is away
+                await self.look()
             await asyncio.sleep(0.25)
 
 
 @contextlib.asynccontextmanager
 async def open_tables(database_url: str) -> AsyncIterator[Tables]:
     """The tables, watched until the block ends."""
-    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
-        await connection.execute("SET default_transaction_read_only = on")
-        tables = Tables(connection)
-        watching = asyncio.create_task(tables._watch())
-        try:
-            yield tables
-        finally:
-            watching.cancel()
-            await asyncio.wait({watching})
+    tables = Tables(database_url)
+    watching = asyncio.create_task(tables._watch())
+    try:
+        yield tables
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
+        await tables.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from tests.chaos.api import api_of
+from appliance.embedded.valkey import EmbeddedValkey
 from tests.chaos.gauge import Gauge
 from tests.chaos.mixture import Crowd, open_crowd
 from tests.chaos.proxy import Mode, Proxy
@@ -26,12 +27,12 @@ from tests.chaos.storm import Storm
 from tests.chaos.tables import Tables, open_tables
 from tests.chaos.test_durable import Meddler
 from tests.chaos.verdicts import broken, nobody_waits, summary
-from tests.servers import PostgresServer, start_postgres, wait_until
+from tests.servers import PostgresServer, start_postgres, start_valkey, wait_until
 
 pytestmark = pytest.mark.timeout(1200 if LONG else 120)
 _BURST = 5
-_ROUNDS = 150 if LONG else 12
-_LEAST_ROUNDS = 3
+_ROUNDS = 150 if LONG else 4
+_LEAST_ROUNDS = 2
 _MOST_KILLS = 60
 _CONCURRENCY = 20
 _SETTINGS = {
@@ -108,7 +109,7 @@ async def yard(redis_url: str, database_url: str) -> AsyncIterator[Yard]:
 
 
 async def test_limits_and_orders_outlive_deaths(yard: Yard) -> None:
-    storm = yard.storm(short=4)
+    storm = yard.storm(short=3)
     deaths = storm.kills
     load = asyncio.create_task(yard.load())
     await storm.blow()
@@ -135,7 +136,7 @@ async def test_a_replica_that_freezes_while_it_decides_holds_nobody_up(yard: Yar
 
 async def test_limits_and_orders_outlive_people_and_changes(yard: Yard) -> None:
     """Limits are moved, and flow control comes and goes, while people meddle and processes die."""
-    storm = yard.storm(short=2)
+    storm = yard.storm(short=1)
     storm.width = 3 if LONG else 2
     deaths = storm.kills
     meddler = Meddler(yard.crowd)
@@ -158,11 +159,21 @@ async def _change(yard: Yard) -> None:
         await asyncio.sleep(yard.dice.uniform(0.2, 1.0))
 
 
-Outage = Callable[[Yard, Proxy, PostgresServer], Awaitable[None]]
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What the replicas of a yard use, PostgreSQL through a proxy."""
+
+    valkey: EmbeddedValkey
+    postgres: PostgresServer
+    proxy: Proxy
 
 
-async def _lose_replies(yard: Yard, proxy: Proxy, _: PostgresServer) -> None:
+Outage = Callable[[Yard, Servers], Awaitable[None]]
+
+
+async def _lose_replies(yard: Yard, servers: Servers) -> None:
     """Of whatever PostgreSQL is doing at this moment: commits, too."""
+    proxy = servers.proxy
     proxy.mode = Mode.DROP_REPLY
     enough = proxy.swallowed + yard.dice.randrange(1, 5)
     await wait_until(lambda: proxy.swallowed >= enough, "replies are lost", 10)
@@ -170,11 +181,11 @@ async def _lose_replies(yard: Yard, proxy: Proxy, _: PostgresServer) -> None:
     proxy.mode = Mode.PASS
 
 
-async def _cut(_: Yard, proxy: Proxy, __: PostgresServer) -> None:
-    await proxy.cut()
+async def _cut(_: Yard, servers: Servers) -> None:
+    await servers.proxy.cut()
 
 
-async def _end_backends(yard: Yard, _: Proxy, __: PostgresServer) -> None:
+async def _end_backends(yard: Yard, _: Servers) -> None:
     async with await psycopg.AsyncConnection.connect(yard.site.database_url, autocommit=True) as connection:
         await connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%FROM unnest(%' "
@@ -182,36 +193,53 @@ async def _end_backends(yard: Yard, _: Proxy, __: PostgresServer) -> None:
         )
 
 
-async def _flush(yard: Yard, _: Proxy, __: PostgresServer) -> None:
+async def _crash(_: Yard, servers: Servers) -> None:
+    """PostgreSQL dies at once with all its connections, and is started again."""
+    process = servers.postgres.embedded.process
+    assert process is not None
+    os.kill(process.pid, signal.SIGQUIT)
+    await asyncio.wait_for(asyncio.shield(process.exited), 20)
+
+
+async def _flush(yard: Yard, _: Servers) -> None:
     async with Redis.from_url(yard.site.redis_url, protocol=2) as redis:
         await redis.flushall()
 
 
-async def test_limits_and_orders_outlive_outages(tmp_path: Path, redis_url: str) -> None:
+async def _kill_redis(_: Yard, servers: Servers) -> None:
+    """It is started again with its append-only file."""
+    assert servers.valkey.process is not None
+    os.kill(servers.valkey.process.pid, signal.SIGKILL)
+
+
+_OUTAGES: tuple[Outage, ...] = (_lose_replies, _lose_replies, _cut, _end_backends, _crash, _flush, _kill_redis)
+
+
+async def test_limits_and_orders_outlive_outages(tmp_path: Path) -> None:
     """PostgreSQL and Redis fail in turns; what is accepted is in PostgreSQL, so that nothing may be lost."""
     async with (
-        start_postgres(tmp_path) as server,
-        server.fresh_database() as database_url,
+        start_valkey(tmp_path) as valkey,
+        start_postgres(tmp_path / "postgres") as postgres,
+        postgres.fresh_database() as database_url,
         Proxy.to_url(database_url) as proxy,
-        open_yard(redis_url, database_url, through=(redis_url, proxy.url)) as yard,
+        open_yard(valkey.url, database_url, through=(valkey.url, proxy.url)) as yard,
     ):
         settings = {"APPLIANCE_INGEST__DURABILITY": "postgres"}
         await asyncio.gather(*(yard.site.fleet.start(settings=settings) for _ in range(2)))
         load = asyncio.create_task(yard.load())
-        outages: list[Outage] = [_lose_replies, _lose_replies, _cut, _end_backends, _flush] * (12 if LONG else 1)
-        yard.dice.shuffle(outages)
+        outages = yard.dice.sample(_OUTAGES * 8, 56) if LONG else yard.dice.sample(_OUTAGES, 4)
         for outage in outages:
             await _more(yard)
-            await outage(yard, proxy, server)
+            await outage(yard, Servers(valkey, postgres, proxy))
         yard.done.set()
         await load
         await _recover(yard)
-        await yard.check(deaths=2 * len(outages), faults=len(outages), one_life=_flush not in outages)
+        await yard.check(deaths=2 * len(outages), faults=len(outages), one_life=False)
 
 
 async def _more(yard: Yard) -> None:
     """Wait until there were some more calls."""
-    before = len(yard.gauge.attempts) + yard.dice.randrange(30, 90)
+    before = len(yard.gauge.attempts) + yard.dice.randrange(20, 60)
     await wait_until(lambda: len(yard.gauge.attempts) > before or _idle(yard), "more calls", 30)
 
 
@@ -221,12 +249,11 @@ def _idle(yard: Yard) -> bool:
 
 async def _recover(yard: Yard) -> None:
     """Ask for it, as an operator would, until nothing is found any more and all is over."""
-    async with api_of(yard.site.fleet.replicas[0]) as api:
 
-        async def nothing() -> bool:
-            unsent = await yard.tables.rows("SELECT FROM outbox WHERE sent_at IS NULL LIMIT 1")
-            found = (await api.post("recover"))["recovered"]
-            left = await yard.tables.rows("SELECT FROM runs WHERE finished_at IS NULL LIMIT 1")
-            return not (unsent or found or left)
+    async def nothing() -> bool:
+        unsent = await yard.tables.rows("SELECT FROM outbox WHERE sent_at IS NULL LIMIT 1")
+        found = (await yard.crowd.ask("POST", "recover")).json()["recovered"]
+        left = await yard.tables.rows("SELECT FROM runs WHERE finished_at IS NULL LIMIT 1")
+        return not (unsent or found or left)
 
-        await wait_until(nothing, "nothing is lost any more", HEAL_S)
+    await wait_until(nothing, "nothing is lost any more", 2 * HEAL_S)
