@@ -188,7 +188,13 @@ class Replica:
         self.reclaimer = Reclaimer(self.group, self.leases, self.consumer, stream)
         self.bookkeeper = Bookkeeper(Ledger(self.commander, self.keys, stream.group), pool)
         self.presence = Presence(self.commander, self.keys, stream.group, self.consumer_name)
-        around = Surroundings(self._before_a_sweep, self._signs_of_loss, self.leases.__contains__, self.timers.expect)
+        around = Surroundings(
+            self._before_a_sweep,
+            self._signs_of_loss,
+            self.leases.__contains__,
+            self.runs.look_back,
+            self.timers.expect,
+        )
         self.recovery = Recovery(RecoveryStore(pool), self.presence, self.producer, around)
 
     async def recover(self) -> dict[str, int | bool]:

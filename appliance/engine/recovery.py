@@ -3,7 +3,9 @@
 The order of commit and acknowledgement makes it certain: an entry leaves its stream only after what it was for is over
 or parked. So an event without an outcome, or a run that an entry holds, whose entry is not in its stream is lost; and a
 parked run that has something to do, but no timer, and no work in a stream, as well. Each is put back once: an event by
-its entry's name, a run by its version. Who is still at work on it meanwhile is fenced.
+its entry's name, a run by its version. Who is still at work on it meanwhile is fenced. What follows a commit and is no
+commit itself is done here for those whose entries were taken away between the two: a run that has begun to listen is
+told of what came before.
 """
 
 from __future__ import annotations
@@ -20,7 +22,17 @@ from datetime import UTC, datetime
 from appliance.errors import StoreUnavailable, StreamUnavailable
 from appliance.events import FIELD_AGAIN, FIELD_COUNTED, PRIORITIES, dumps
 from appliance.observe.metrics import METRICS
-from appliance.store.recovery import STATUSES, Cursor, Life, Lost, Placed, RecoveryStore, Settling, Suspect
+from appliance.store.recovery import (
+    STATUSES,
+    Cursor,
+    Life,
+    Lost,
+    Placed,
+    RecoveryStore,
+    Settling,
+    Suspect,
+    WaitCursor,
+)
 from appliance.stream.presence import Presence
 from appliance.stream.producer import Producer, Send
 
@@ -75,12 +87,14 @@ class Surroundings:
     """What recovery is told by the replica.
 
     ``ready`` makes missing groups and saves the ledger; ``signs`` changes when Redis may have lost something;
-    ``in_hand`` says whether this replica works on the entry with a (priority, id).
+    ``in_hand`` says whether this replica works on the entry with a (priority, id). ``look_back`` tells a run of the
+    events that it listens for and that came before it did; answers how many.
     """
 
     ready: Callable[[], Awaitable[object]]
     signs: Callable[[], Awaitable[object]]
     in_hand: Callable[[tuple[str, bytes]], bool]
+    look_back: Callable[[str], Awaitable[int]]
     on_timer: Callable[[float], None]
 
 
@@ -93,6 +107,7 @@ class Recovery:
         self._producer = producer
         self._around = around
         self._cursors = {status: Cursor() for status in STATUSES}
+        self._waits = WaitCursor()
         self._seen: object = None
         self._alert_until = 0.0
         self._stopped = asyncio.Event()
@@ -129,6 +144,7 @@ class Recovery:
             lives = await self._store.lives()
             report.adopted = await self._presence.adopt()
             await self._sweep_runs(report, grace_s, whole)
+            await self._sweep_waits(report, grace_s, whole)
             await self._sweep_events(report, grace_s, lives)
             await self._sweep_outbox(report, grace_s, lives, whole)
         for kind in ("held", "parked", "events", "resent", "adopted"):
@@ -162,11 +178,11 @@ class Recovery:
                     break
 
     async def _unheld(self, suspects: list[Suspect]) -> list[Suspect]:
-        """Without the runs whose entries are there, or in our own hands."""
-        held = [(run, place) for run in suspects if (place := _place(run.holder)) is not None]
+        """Without the runs whose entries are there, or in our own hands. That of an event that is over is not."""
+        held = [(run, place) for run in suspects if (place := _place(run.holder or "")) is not None]
         gone = await self._presence.missing([place for _, place in held])
         lost = {run.id for (run, place), missing in zip(held, gone, strict=True) if missing and not self._ours(place)}
-        return [run for run in suspects if run.due_at is not None or run.id in lost]
+        return [run for run in suspects if run.due_at is not None or run.holder is None or run.id in lost]
 
     async def _wake(self, report: Report, suspects: list[Suspect], works: _Works) -> None:
         parked = [run for run in suspects if run.due_at is not None and run.id not in works.runs]
@@ -175,6 +191,18 @@ class Recovery:
             report.parked += await self._store.wake_parked(parked)
         if held:
             report.held += await self._store.free_held(held, list(works.letters))
+
+    async def _sweep_waits(self, report: Report, grace_s: float, whole: bool) -> None:
+        cursor, pages = WaitCursor() if whole else self._waits, 0
+        while whole or pages < _PAGES:
+            number, cursor, unheard = await self._store.unheard(cursor, grace_s, _PAGE)
+            pages += 1
+            for run_id in unheard:
+                report.parked += bool(await self._around.look_back(run_id))
+            if number < _PAGE:
+                cursor = WaitCursor()
+                break
+        self._waits = cursor
 
     async def _sweep_events(self, report: Report, grace_s: float, lives: Sequence[Life]) -> None:
         """All events without an outcome: there are no more of them than entries in hand."""

@@ -41,12 +41,23 @@ class Placed(NamedTuple):
 
 
 class Suspect(NamedTuple):
-    """A run that an entry holds, or a parked one without a timer: then ``due_at`` says when it has something to do."""
+    """A run that an entry holds, or a parked one without a timer: then ``due_at`` says when it has something to do.
+
+    ``holder`` is None for a run that waits for the entry of its event, although that event is over.
+    """
 
     id: str
     version: int
-    holder: str
+    holder: str | None
     due_at: float | None
+
+
+class WaitCursor(NamedTuple):
+    """How far a walk over what runs listen for has come."""
+
+    run_id: str = range_start(0)
+    key: str = ""
+    digest: str = range_start(0)
 
 
 class Lost(NamedTuple):
@@ -150,6 +161,12 @@ class RecoveryStore:
         if number:
             cursor.at, cursor.uid = at, uid
         return number, [Suspect(*row[3:]) for row in rows if row[3] is not None]
+
+    async def unheard(self, cursor: WaitCursor, grace_s: float, limit: int) -> tuple[int, WaitCursor, list[str]]:
+        """Of the next page of what runs listen for: how much there is, its end, and the runs that are to look back."""
+        rows = await self._rows("unheard", [*cursor, limit, grace_s])
+        number, *end = rows[0][:4]
+        return number, WaitCursor(*end) if number else cursor, [row[4] for row in rows if row[4] is not None]
 
     async def wake_parked(self, runs: Sequence[Suspect]) -> int:
         """Store the timers that these runs lack; returns how many still lacked one."""

@@ -60,10 +60,14 @@ class Gate:
         await self.open.wait()
 
 
-async def started(heart: Heart, db: Connection, made: Replica, number: int = 1, **steps: Any) -> Gate:
+def steps(*ids: str) -> list[dict[str, Any]]:
+    return [{"id": step_id, "action": "told", "with": {"how": step_id}} for step_id in ids]
+
+
+async def started(heart: Heart, db: Connection, made: Replica, number: int = 1, **more: Any) -> Gate:
     """Events whose runs stand recorded at their second step, in the hands of ``made``."""
     gate = Gate()
-    await heart.workflow("w", {"id": "first"}, {"id": "second"}, **steps)
+    await heart.workflow("w", {"id": "first"}, {"id": "second"}, **more)
     await made.catalog.refresh()
     heart.behave |= {"first": instant, "second": gate}
     for _ in range(number):
@@ -221,6 +225,51 @@ async def test_a_run_that_a_lost_wake_held_goes_on(heart: Heart, db: Connection)
     await heart.at_rest()
     assert heart.calls == {"first": [1], "second": [1, 1]}
     assert (await heart.ledger())["difference"] == 0
+
+
+@pytest.mark.parametrize("deadline", [{"forever": True}, {"deadline": {"after": "1h"}}])
+async def test_a_run_whose_entry_was_lost_before_it_looked_back_is_told(
+    heart: Heart, db: Connection, monkeypatch: pytest.MonkeyPatch, deadline: dict[str, Any]
+) -> None:
+    """It stands recorded that it waits, and that its event is over; what it waits for had come before."""
+    made, late = await heart.replica(), Gate()
+
+    async def never(_: str) -> None:
+        await late(None)  # type: ignore[arg-type]
+
+    wait = {"id": "paid", "wait": {"event": "paid"}, **deadline}
+    gate = await started(heart, db, made, steps=[*steps("first", "second"), wait])
+    await made.producer.submit(new_event("paid", {}, source="/t"))
+    await wait_until(lambda: rows(db, "SELECT 1 FROM correlations"), "what it will wait for")
+    await wait_until(lambda: rows(db, "SELECT 1 FROM events WHERE outcome = 'unmatched'"), "its outcome")
+    monkeypatch.setattr(made.executor, "_look_back", never)
+    gate.open.set()
+    await wait_until(lambda: late.came, "the run to be parked")
+    await made.commander.flushall()
+    await crash(made)
+    monkeypatch.undo()
+    assert (await recover(made)).parked == 1
+    await ended(db)
+    await heart.at_rest()
+    assert (await recover(made)).total == 0
+    assert heart.calls == {"first": [1], "second": [1]}
+
+
+async def test_a_run_of_an_event_that_is_over_is_not_left_to_an_entry_that_will_not_come(
+    heart: Heart, db: Connection
+) -> None:
+    """Another replica had the event as well, and said that it is unmatched."""
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    await made.commander.flushall()
+    await crash(made)
+    await db.execute("UPDATE events SET outcome = 'unmatched'")
+    gate.open.set()
+    assert (await recover(made)).held == 1
+    await ended(db)
+    await heart.at_rest()
+    assert heart.calls == {"first": [1], "second": [1, 1]}
+    assert (await recover(made)).total == 0
 
 
 async def test_what_kills_the_process_is_not_revived(heart: Heart, db: Connection) -> None:

@@ -47,10 +47,10 @@ WHERE events.uid = coalesce(runs.event_uid, dead_letters.event_uid)
 -- name: suspects
 -- A page of the unfinished runs with one status, in the order in which they were changed: those that an entry holds, and
 -- those that are parked, have something to do, and no timer; not those that wait for places. Without a step a run has
--- still to begin: it is woken, and flow control says again what it waits for. The first columns say where the next page
--- begins.
+-- still to begin: it is woken, and flow control says again what it waits for. A run that only its event's entry moves on
+-- ('by' is null) is nobody's if its event is over all the same. The first columns say where the next page begins.
 WITH page AS MATERIALIZED (
-    SELECT id, version, updated_at, asked, state ->> 'by' AS holder, state -> 'place' IS NULL AS unborn,
+    SELECT id, version, updated_at, asked, event_uid, state ->> 'by' AS holder, state -> 'place' IS NULL AS unborn,
            to_timestamp((state -> 'place' ->> 'due_at')::float8) AS place_due
     FROM runs
     WHERE status = '{status}' AND (updated_at, id) > (%s::timestamptz, %s::uuid)
@@ -75,6 +75,10 @@ WITH page AS MATERIALIZED (
     SELECT id, version, holder, due_at FROM parked WHERE due_at IS NOT NULL
     UNION ALL
     SELECT id, version, holder, NULL FROM page WHERE holder <> 'timer'
+    UNION ALL
+    SELECT id, version, NULL, NULL FROM page
+    WHERE holder IS NULL AND EXISTS (SELECT FROM events e WHERE e.uid = page.event_uid
+                                     AND e.outcome IN ('handled', 'unmatched') OFFSET 0)
 )
 SELECT bounds.number, bounds.updated_at, bounds.id::text, found.id::text, found.version, found.holder,
        extract(epoch FROM found.due_at)::float8
@@ -97,7 +101,7 @@ WITH freed AS (
     UPDATE runs SET state = jsonb_set(state::jsonb, '{by}', '"timer"')::json, version = runs.version + 1,
                     updated_at = now()
     FROM unnest(%b::text[], %b::int4[], %b::text[]) AS u (id, version, holder)
-    WHERE runs.id = u.id::uuid AND runs.version = u.version AND runs.state ->> 'by' = u.holder
+    WHERE runs.id = u.id::uuid AND runs.version = u.version AND runs.state ->> 'by' IS NOT DISTINCT FROM u.holder
       AND runs.status IN ('running', 'waiting', 'retrying')
       AND NOT EXISTS (SELECT FROM dead_letters d WHERE d.run_id = runs.id AND d.kind = 'entry'
                       AND (d.status <> 'redriven' OR d.id = ANY(%b::text[]::uuid[])
@@ -106,6 +110,40 @@ WITH freed AS (
 )
 INSERT INTO timers (run_id, key, due_at, priority) SELECT id, '', now(), priority FROM freed
 ON CONFLICT (run_id, key) DO UPDATE SET due_at = LEAST(timers.due_at, EXCLUDED.due_at)
+
+-- name: unheard
+-- A page of what runs listen for, and the runs among them that nobody told of an event that had come before: who was to
+-- look back had his entry taken away behind the commit. The same condition as in look_back (runs.sql).
+WITH page AS MATERIALIZED (
+    SELECT run_id, key, digest, since FROM waits WHERE (run_id, key, digest) > (%s::uuid, %s, %s::uuid)
+    ORDER BY run_id, key, digest LIMIT %s
+), bounds AS (
+    SELECT count(*) AS number, (array_agg(run_id ORDER BY run_id DESC, key DESC, digest DESC))[1] AS run_id,
+           (array_agg(key ORDER BY run_id DESC, key DESC, digest DESC))[1] AS key,
+           (array_agg(digest ORDER BY run_id DESC, key DESC, digest DESC))[1] AS digest
+    FROM page
+), found AS (
+    SELECT DISTINCT page.run_id
+    FROM page
+    CROSS JOIN LATERAL (
+        SELECT event_uid FROM runs
+        WHERE runs.id = page.run_id AND updated_at < now() - make_interval(secs => %s) OFFSET 0
+    ) AS r
+    WHERE EXISTS (
+        SELECT FROM (
+            SELECT event_uid FROM correlations
+            WHERE correlations.digest = page.digest AND correlations.event_uid >= page.since OFFSET 0
+        ) AS c
+        WHERE c.event_uid IS DISTINCT FROM r.event_uid AND NOT EXISTS (
+            SELECT FROM signals s
+            WHERE s.run_id = page.run_id AND s.id = c.event_uid
+              AND (s.key = page.key
+                   OR s.taken = 'taken' AND split_part(s.key, '#', 1) = split_part(page.key, '#', 1)) OFFSET 0
+        )
+    )
+)
+SELECT bounds.number, bounds.run_id::text, bounds.key, bounds.digest::text, found.run_id::text
+FROM bounds LEFT JOIN found ON true
 
 -- name: sent_rows
 -- A page of the durable rows that were put into a stream before the sweep began.
