@@ -148,6 +148,11 @@ class Catalog:
         self._old.move_to_end(revision_id)
         return known
 
+    def lacking(self, workflow: Workflow) -> list[str]:
+        """The actions that a workflow wants and that aren't installed (any more), by name."""
+        wanted = {step.action for step in workflow.steps if step.action is not None}
+        return sorted(wanted - self._actions.keys())
+
     def read(self, document: Any) -> tuple[Workflow, NewDefinition]:
         """A definition of any dialect: checked, and as it would be stored. Raises DefinitionError."""
         try:

@@ -20,7 +20,7 @@ from appliance.rules.matcher import Matcher
 from appliance.store.pool import Connection, Pool, checked_out
 from appliance.store.queries import named
 from appliance.store.runs import Runs
-from appliance.workflows.revision import Revision
+from appliance.workflows.revision import Revision, Workflow
 
 SQL = named("control")
 _TRIES = 3
@@ -46,6 +46,10 @@ class Definitions(Protocol):
 
     def current(self, name: str) -> Revision:
         """The latest revision of a workflow; NotFound."""
+        ...
+
+    def lacking(self, workflow: Workflow) -> list[str]:
+        """The actions that a workflow wants and that aren't installed."""
         ...
 
 

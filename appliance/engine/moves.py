@@ -70,6 +70,8 @@ class Moves:
             to = await self._numbered(name, workflow_id, wanted.to, "to")
         what = "its revision in force" if wanted.to is None else f"revision {wanted.to} of {name!r}"
         target = await self._usable(to, what)
+        if gone := self._definitions.lacking(target.workflow):
+            raise Conflict(f"{what} can't be used any more: no action {', '.join(map(repr, gone))} is installed")
         if wanted.source is None:
             return target, None
         return target, await self._numbered(name, workflow_id, wanted.source, "from")

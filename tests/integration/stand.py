@@ -42,7 +42,7 @@ def compiled(definition: dict[str, Any]) -> Workflow:
     threads = [Thread(0, "", 0)]
     for written in definition["steps"]:
         at = len(steps)
-        steps.append(Step(written["id"], at, "action"))
+        steps.append(Step(written["id"], at, "action", action=written.get("action")))
         for inner in written.get("for_each", {}).get("steps", ()):
             threads.append(Thread(len(threads), "", len(steps), parent=at))
             steps.append(Step(inner["id"], len(steps), "action", thread=len(threads) - 1))
@@ -60,10 +60,11 @@ def compiled(definition: dict[str, Any]) -> Workflow:
 
 
 class Catalog:
-    """The workflows of a test. ``broken`` is raised for every revision."""
+    """The workflows of a test. ``broken`` is raised for every revision; actions that are ``gone`` aren't installed."""
 
     def __init__(self) -> None:
         self.revisions: dict[int, Revision] = {}
+        self.gone: set[str] = set()
         self.broken: Exception | None = None
 
     @property
@@ -85,6 +86,9 @@ class Catalog:
         if not found:
             raise NotFound(f"there is no workflow {name!r}")
         return found[-1]
+
+    def lacking(self, workflow: Workflow) -> list[str]:
+        return sorted(self.gone & {step.action for step in workflow.steps if step.action is not None})
 
 
 class Stand:

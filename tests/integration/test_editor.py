@@ -298,6 +298,8 @@ async def test_a_revision_whose_action_has_gone_is_refused(desk: Desk, pool: Poo
     with pytest.raises(DefinitionError, match="unknown action 'note'"):
         await without.make(without.editor.switch("one", True))
     assert (await without.standing()).enabled is False  # type: ignore[union-attr]
+    workflow = without.catalog.current("one").workflow
+    assert (without.catalog.lacking(workflow), desk.catalog.lacking(workflow)) == (["note"], [])
 
 
 async def test_a_plan_changes_nothing(desk: Desk) -> None:

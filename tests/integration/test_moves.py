@@ -234,6 +234,18 @@ async def test_a_revision_that_can_not_be_used_any_more_is_no_target_and_no_star
         await migrate(stand)
 
 
+async def test_nothing_is_moved_to_where_it_would_fail_for_want_of_an_action(stand: Stand) -> None:
+    run = await stand.run(steps=AT_A)
+    await stand.workflow({"name": "plain", "steps": [{"id": "a", "action": "x"}, {"id": "b", "action": "y"}]})
+    stand.catalog.gone = {"y"}
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match="revision in force can't be used any more: no action 'y' is installed"):
+            await migrate(stand, dry_run)
+    assert await on(stand, run) == [(1, 1)]
+    stand.catalog.gone = {"z"}
+    assert (await migrate(stand))["moved"] == [run]
+
+
 # --- what a new definition means -------------------------------------------------------------------------------------
 
 
