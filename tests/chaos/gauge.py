@@ -49,16 +49,18 @@ class Gauge(HttpSink):
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (request := await _read_request(reader)) is not None:
-            self.requests.append(request)
             said: dict[str, Any] = json.loads(request.body)
             kept = {name: said[name] for name in ("run", "workflow", "step", "key", "n", "pid")}
             attempt = Attempt(**kept, begun=time.time())
             self.attempts.append(attempt)
+            status = self._status(attempt)
+            if status != 503:  # what is refused is to be repeated
+                self.requests.append(request)
             if await _hung_up(reader, self._dice.uniform(0.005, 0.05)):
                 attempt.ended = max(attempt.begun, time.time() - _CUT_S)
                 return
             attempt.ended = time.time()
-            if not await _answer(writer, Reply(self._status(attempt))):
+            if not await _answer(writer, Reply(status)):
                 return
 
     def _status(self, attempt: Attempt) -> int:
