@@ -187,6 +187,46 @@ async def test_a_wake_that_was_lost_is_made_again(heart: Heart, db: Connection) 
     assert (await recover(other)).total == 0
 
 
+@pytest.mark.parametrize("how", ["event", "machine", "cancel"])
+async def test_a_lost_wake_is_made_again_although_the_run_has_a_timer(heart: Heart, db: Connection, how: str) -> None:
+    """That one is for its deadline, hours later."""
+    made = await heart.idle()
+    late = {"after": "1h"}
+    if how == "machine":
+        done = {"next": "done"}
+        states = {"open": {"on": {"paid": done}, "deadline": late | done}, "done": {"final": True}}
+        machine = {"correlate": "{{ event.data.n }}", "initial": "open", "states": states}
+        await made.catalog.put({"name": "w", "trigger": {"event": "t"}, **machine})
+    else:
+        (first,) = steps("first")
+        wait = {"id": "paid", "wait": {"event": "paid"}, "deadline": late}
+        undo = {"action": "told", "with": {"how": "undo"}}
+        await heart.workflow("w", steps=[{**first, "compensate": undo}, wait])
+        heart.behave |= {"first": instant, "undo": instant}
+    reading = asyncio.create_task(made.consumer.read_forever())
+    await heart.send(n=1)
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the timer")
+    if how == "cancel":
+        ((run,),) = await rows(db, "SELECT id::text FROM runs")
+        await made.control.cancel_run(run, "me")
+    else:
+        await made.producer.submit(new_event("paid", {"n": 1}, source="/t"))
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers WHERE due_at <= now()"), "the wake")
+    await heart.at_rest()
+    await made.consumer.stop(1)
+    await reading
+    assert (await recover(made)).total == 0  # there is a timer for it
+    await wait_until(made.timers.fire, "the timer to fire")
+    assert (await recover(made)).total == 0  # it is in the stream
+    await made.commander.flushall()
+    assert (await recover(made)).parked == 1
+    assert (await recover(made)).total == 0
+    other = await heart.replica()
+    await wait_until(lambda: rows(db, "SELECT 1 FROM runs WHERE finished_at IS NOT NULL"), "the end of the run")
+    await heart.at_rest()
+    assert (await recover(other)).total == 0
+
+
 @pytest.mark.parametrize("lose", [lose_entry, trim, delete])
 async def test_a_wake_that_somebody_removed_is_no_lost_event(
     heart: Heart, db: Connection, lose: Callable[[Replica], Awaitable[None]]

@@ -46,12 +46,13 @@ WHERE events.uid = coalesce(runs.event_uid, dead_letters.event_uid)
 
 -- name: suspects
 -- A page of the unfinished runs with one status, in the order in which they were changed: those that an entry holds, and
--- those that are parked, have something to do, and no timer; not those that wait for places. Without a step a run has
+-- those that are parked, have something to do, and no timer, or only one for later than that; not those that wait for
+-- places. What came in for whichever step takes it (key '') may be kept for long, but not by a machine that is in a state. Without a step a run has
 -- still to begin: it is woken, and flow control says again what it waits for. A run that only its event's entry moves on
 -- ('by' is null) is nobody's if its event is over all the same. The first columns say where the next page begins.
 WITH page AS MATERIALIZED (
     SELECT id, version, updated_at, asked, event_uid, state ->> 'by' AS holder, state -> 'place' IS NULL AS unborn,
-           to_timestamp((state -> 'place' ->> 'due_at')::float8) AS place_due
+           state -> 'place' ->> 'state' AS place, to_timestamp((state -> 'place' ->> 'due_at')::float8) AS place_due
     FROM runs
     WHERE status = '{status}' AND (updated_at, id) > (%s::timestamptz, %s::uuid)
       AND updated_at < now() - make_interval(secs => %s)
@@ -71,8 +72,19 @@ WITH page AS MATERIALIZED (
     ) AS what
     WHERE page.holder = 'timer' AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = page.id)
       AND (page.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = page.id OFFSET 0))
+), pressing AS (
+    SELECT id, version, holder, now() AS due_at FROM page
+    WHERE holder = 'timer' AND EXISTS (SELECT FROM timers WHERE timers.run_id = page.id)
+      AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = page.id AND timers.due_at <= now() OFFSET 0)
+      AND (asked IS NOT NULL OR EXISTS (
+               SELECT FROM (SELECT key FROM signals WHERE signals.run_id = page.id AND taken IS NULL OFFSET 0) AS g
+               WHERE g.key <> '' OR EXISTS (SELECT FROM steps s WHERE s.run_id = page.id AND s.status = 'waiting'
+                                            AND split_part(s.key, '#', 1) = page.place OFFSET 0)))
+      AND (asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = page.id OFFSET 0))
 ), found AS (
     SELECT id, version, holder, due_at FROM parked WHERE due_at IS NOT NULL
+    UNION ALL
+    SELECT id, version, holder, due_at FROM pressing
     UNION ALL
     SELECT id, version, holder, NULL FROM page WHERE holder <> 'timer'
     UNION ALL
@@ -87,10 +99,12 @@ FROM bounds LEFT JOIN found ON true
 -- name: wake_parked
 -- Not one that moved on meanwhile. Who wakes in between finds nothing to do, or is found to have done it.
 INSERT INTO timers (run_id, key, due_at, priority)
-SELECT r.id, '', to_timestamp(u.due_at), r.priority
+SELECT r.id, CASE WHEN EXISTS (SELECT FROM timers WHERE timers.run_id = r.id) THEN '+signal' ELSE '' END,
+       to_timestamp(u.due_at), r.priority
 FROM unnest(%b::text[], %b::int4[], %b::float8[]) AS u (id, version, due_at)
 JOIN runs r ON r.id = u.id::uuid AND r.version = u.version
-WHERE r.status IN ('running', 'waiting', 'retrying') AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = r.id)
+WHERE r.status IN ('running', 'waiting', 'retrying')
+  AND NOT EXISTS (SELECT FROM timers WHERE timers.run_id = r.id AND timers.due_at <= GREATEST(to_timestamp(u.due_at), now()))
   AND (r.asked = 'cancel' OR NOT EXISTS (SELECT FROM queue WHERE queue.run_id = r.id OFFSET 0))
 ON CONFLICT (run_id, key) DO NOTHING
 
