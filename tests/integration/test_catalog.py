@@ -286,7 +286,7 @@ async def test_a_listener_of_a_later_release_is_left_out(replica: Replica, pool:
 async def test_put_refuses(replica: Replica) -> None:
     replica.write("a.yaml", yaml())
     await replica.catalog.load()
-    with pytest.raises(Conflict, match="defined by the file workflows/a.yaml"):
+    with pytest.raises(Conflict, match=r"defined by the file workflows/a\.yaml"):
         await replica.catalog.put(definition(text="b"))
     with pytest.raises(DefinitionError, match="unknown action"):
         await replica.catalog.put({**definition("two"), "steps": [{"id": "s", "action": "note2"}]})
