@@ -63,7 +63,7 @@ class Entrance:
 
         ``event``: its row, if that doesn't stand yet. ``sole``: where the run doesn't go on, the event is handled.
         """
-        arrival = self._arrival(drive, position_of(entry.id.decode()), woken=False)
+        arrival = self._arrival(drive, position_of(entry.id.decode()), woken=False)._replace(returns=drive.version > 0)
         row = run_row(drive, time.time(), drive.holder) if drive.version == 0 else None
         decision = await self._gatekeeper.arrive(Request(arrival, row, event, sole, valid))
         if not isinstance(decision, Go):
@@ -72,11 +72,16 @@ class Entrance:
             drive.version, drive.begins = 1, True
         return True
 
-    async def go_on(self, drive: Drive, places: frozenset[str], valid: Callable[[], bool]) -> bool:
-        """Whether a parked run goes on; if not, it stays parked, or is over. ``places``: what it has already."""
+    async def go_on(
+        self, drive: Drive, places: frozenset[str], valid: Callable[[], bool], *, returns: bool = False
+    ) -> bool:
+        """Whether a parked run goes on; if not, it stays parked, or is over. ``places``: what it has already.
+
+        ``returns``: the entry that had it in hand was set aside.
+        """
         if _was_let_in(drive, places):
             return True
-        arrival = self._arrival(drive, _came_at(drive), woken=True)
+        arrival = self._arrival(drive, _came_at(drive), woken=True)._replace(returns=returns)
         return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
 
     async def events(self, drive: Drive) -> None:

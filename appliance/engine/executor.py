@@ -36,7 +36,7 @@ from appliance.identifiers import derived_uuid7, milliseconds_of, run_id_for
 from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
-from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, OutcomeRow
+from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, Mark, OutcomeRow
 from appliance.store.runs import MOST_SIGNALS, Prior, Runs, StoredRun, Waking
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry, Later, Settled, Verdict
 from appliance.stream.keys import Keys
@@ -169,7 +169,7 @@ class Executor:
             change.outcomes = [OutcomeRow(event.uid, DEAD)]  # it may stand there from an earlier delivery
             for rule in self._definitions.matcher.match(event.view()):
                 if rule.payload.workflow.control is not None:
-                    give_back(change, run_id_for(event.uid, rule.workflow), over=True)
+                    change.add("aside_places", Mark(run_id_for(event.uid, rule.workflow), ""))
         change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()
@@ -461,7 +461,8 @@ class Executor:
             drive.listens = True  # a person made it listen, just now
         if workflow.control is not None:
             goes_on = run.holder == entry.name or run.asked in (CANCEL, PAUSE)
-            if not (goes_on or await self._entrance.go_on(drive, waking.places, self._held(entry))):
+            returns = run.holder != TIMER
+            if not (goes_on or await self._entrance.go_on(drive, waking.places, self._held(entry), returns=returns)):
                 return None
             await self._entrance.events(drive)
         return drive

@@ -41,6 +41,8 @@ class Arrival(NamedTuple):
     priority: str = "normal"
     woken: bool = False
     """It was parked. Otherwise its event's entry brings it."""
+    returns: bool = False
+    """The entry that had it in hand was set aside, which gave its places back, and is handled again."""
 
 
 class Standing(NamedTuple):
@@ -196,6 +198,8 @@ class _Gate:
             return self._of_event()
         if standing.status in TERMINAL or self._run in self._out.ended:
             return Gone()
+        if not standing.held and self._arrival.returns:
+            return self._places()
         if not standing.held:  # it was let go on before
             self._put_places(self._needed())
             return Go()

@@ -115,6 +115,8 @@ def _rule_standing(ruling: Ruling, request: Request, decisions: Decisions, flow:
             writing.no_queue.append(run_id)
     if isinstance(decision, Wait):
         _put_timer(ruling, request.arrival, decision)
+        if request.arrival.returns:
+            writing.park.append(run_id)
     elif isinstance(decision, Leave):
         _put_leave(writing, run_id, decision, now)
 

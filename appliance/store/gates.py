@@ -100,6 +100,7 @@ class Writing:
     runs: list[RunRow] = field(default_factory=list)
     note_flow: list[tuple[str, str, bool]] = field(default_factory=list)
     """(run, what flow control notes as JSON, whether the run waits)."""
+    park: list[str] = field(default_factory=list)
     leave: list[tuple[str, str, str, float]] = field(default_factory=list)
     """(run, outcome, error, at): held runs that end."""
     cancel: list[tuple[str, bool]] = field(default_factory=list)
@@ -119,10 +120,10 @@ class Writing:
 
 
 _ORDER = (
-    "events", "outcomes", "runs", "note_flow", "no_queue", "leave", "cancel", "put_places", "put_queue", "timers",
-    "wake", "put_turns", "put_meters", "no_meters", "put_batched", "put_skipped",
+    "events", "outcomes", "runs", "note_flow", "park", "no_queue", "leave", "cancel", "put_places", "put_queue",
+    "timers", "wake", "put_turns", "put_meters", "no_meters", "put_batched", "put_skipped",
 )  # fmt: skip
-_LISTS = ("no_queue", "no_meters")
+_LISTS = ("park", "no_queue", "no_meters")
 
 
 class Sitting:

@@ -234,7 +234,7 @@ _ORDER = (
 _RARE = (
     "revisions", "correlations", "machines", "waits", "tasks", "children", "signals", "taken", "closed_tasks",
     "closed_waits", "cancelled_children", "no_timers", "ended_timers", "ended_waits", "ended_machines", "ended_signals",
-    "parked_places", "ended_places", "outbox",
+    "parked_places", "aside_places", "ended_places", "outbox",
 )  # fmt: skip
 """In the order in which they are sent: what is asked for in a change is closed behind it."""
 

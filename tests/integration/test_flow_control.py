@@ -305,6 +305,36 @@ async def test_a_run_that_fails_gives_its_places_back(world: World, crew: Crew) 
     assert (await world.heart.ledger())["dead"] == 5
 
 
+async def test_an_entry_that_is_set_aside_gives_back_what_it_had_in_hand_and_asks_for_it_when_it_is_redriven(
+    world: World, crew: Crew
+) -> None:
+    """It is that of two runs: one is at work, the other is parked, and goes on without it."""
+    await world.put({"name": "w", "concurrency": 1, "steps": [told("a")]})
+    await world.put({"name": "parked", "ordering_key": "all", "steps": [{"id": "d", "delay": "1h"}]})
+    crew.gate.clear()
+    replica = world.heart.replicas[0]
+    await flood(world, "a", 1)
+    await world.until("waiting", workflow="parked")
+    await wait_until(lambda: crew.at_work["all"] == 1, "the other to be at work")
+    ((task, entry),) = replica.consumer._active.items()
+    task.cancel()
+    await asyncio.wait({task})
+    await replica.consumer.set_aside(entry, "it kills the process")
+    held = "SELECT w.name FROM places JOIN runs ON runs.id = run_id JOIN workflows w ON w.id = workflow_id ORDER BY 1"
+    assert await rows(world.db, held) == [("parked",)]
+    await flood(world, "a", 1, first=1)
+    await wait_until(lambda: crew.at_work["all"] == 2, "the next to be at work")  # the first is still counted
+    ((letter,),) = await rows(world.db, "SELECT id::text FROM dead_letters")
+    await replica.control.redrive(letter, "ann")
+    await world.until("waiting", "running")
+    assert await rows(world.db, held) == [("parked",), ("w",)]
+    crew.gate.set()
+    await world.until("succeeded", "succeeded")
+    assert await world.status("parked") == ["waiting", "waiting"]
+    await world.heart.at_rest()
+    assert (await world.heart.ledger())["difference"] == 0
+
+
 async def test_called_workflows_take_their_turns(world: World, crew: Crew) -> None:
     crew.pause_s = 0.005
     items = {"items": list(range(12)), "concurrency": 12}

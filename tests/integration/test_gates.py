@@ -319,6 +319,24 @@ async def test_a_run_that_is_let_in_while_it_is_paused_takes_nobodys_place(site:
     assert set(await site.let_in()) == {*let_in, fourth.arrival.run_id}
 
 
+async def test_a_run_whose_entry_was_set_aside_is_parked_until_it_has_its_places_again(
+    site: Porch, keeper: Gatekeeper
+) -> None:
+    revision = await site.workflow(concurrency=1)
+    first, second = site.request(revision), site.request(revision)
+    await keeper.arrive(first)
+    await site.rows("DELETE FROM places")
+    await keeper.arrive(second)
+    run_id = first.arrival.run_id
+    again = first._replace(arrival=first.arrival._replace(returns=True), run=None, event=None, sole=False)
+    assert isinstance(await keeper.arrive(again), Wait)
+    stands = "SELECT status::text, state ->> 'by', version FROM runs WHERE id = %s"
+    assert await site.rows(stands, run_id) == [("waiting", "timer", 2)]
+    await keeper.freed(*await site.end(second.arrival.run_id))
+    assert await site.let_in() == [run_id]
+    assert isinstance(await site.wake(keeper, run_id), Go)
+
+
 # --- what heals ------------------------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,13 @@ UPDATE runs SET details = (coalesce(details::jsonb, '{}') || jsonb_build_object(
 FROM unnest(%b::text[], %b::text[], %b::bool[]) AS u (id, flow, waits)
 WHERE runs.id = u.id::uuid AND runs.status IN ('running', 'waiting', 'retrying', 'paused')
 
+-- name: park
+-- Runs that entries held: from now on timers wake them.
+UPDATE runs SET state = jsonb_set(coalesce(state::jsonb, '{}'), '{by}', '"timer"')::json, version = version + 1,
+                updated_at = now()
+WHERE id = ANY(%b::text[]::uuid[]) AND state ->> 'by' IS DISTINCT FROM 'timer'
+  AND status IN ('running', 'waiting', 'retrying')
+
 -- name: leave
 -- Runs that are held end, and are counted. Not one that a step called: whoever waits for it is to hear of it (cancel).
 WITH gone AS (

@@ -120,6 +120,12 @@ WHERE signals.run_id = u.run_id::uuid AND signals.taken IS NULL
 DELETE FROM places USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
 WHERE places.run_id = u.run_id::uuid AND NOT places.keeps
 
+-- name: aside_places
+-- Of runs that entries had in hand that are set aside. One that is parked goes on without that entry.
+DELETE FROM places USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
+CROSS JOIN LATERAL (SELECT id FROM runs WHERE runs.id = u.run_id::uuid AND state ->> 'by' IS NULL OFFSET 0) AS r
+WHERE places.run_id = r.id
+
 -- name: ended_places
 WITH ended AS MATERIALIZED (
     SELECT run_id::uuid FROM unnest(%b::text[], %b::text[]) AS u (run_id, key)

@@ -654,6 +654,19 @@ def test_an_event_delivered_again_while_its_run_is_at_work_goes_on_and_takes_no_
     assert len(lobby.places) == 1
 
 
+def test_a_run_whose_entry_was_set_aside_asks_again_for_the_places_that_it_gave_back() -> None:
+    lobby = Lobby.of(ordering_key="{{ event.data.k }}")
+    first, second = lobby.event("a", 1, k="k"), lobby.event("b", 2, k="k")
+    lobby.arrive(first)
+    lobby.places.clear()
+    lobby.arrive(second)
+    assert lobby.arrive(first._replace(position=3, returns=True)) == [Wait(PLACES, None, "ordering", "k")]
+    lobby.end("b")
+    lobby.wait()
+    assert lobby.at_work == ["a"]
+    assert lobby.arrive(first._replace(position=3, returns=True)) == [GO]  # and was delivered again
+
+
 def test_nothing_is_done_for_a_run_that_is_over_or_that_only_its_wake_may_move() -> None:
     lobby = Lobby.of(concurrency=1)
     first, second = lobby.event("a", 1), lobby.event("b", 2)
