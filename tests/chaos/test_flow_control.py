@@ -16,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from appliance.embedded.valkey import EmbeddedValkey
 from tests.chaos.gauge import Gauge
@@ -237,11 +238,23 @@ async def test_limits_and_orders_outlive_outages(tmp_path: Path) -> None:
         outages = yard.dice.sample(_OUTAGES * 4, 28) if LONG else yard.dice.sample(_OUTAGES, 4)
         for outage in outages:
             await _more(yard)
+            await wait_until(lambda: _up(yard), "both servers are there", 60)
             await outage(yard, Servers(valkey, postgres, proxy))
         yard.done.set()
         await load
+        await wait_until(lambda: _up(yard), "both servers are there", 60)
         await _recover(yard)
         await yard.check(deaths=2 * len(outages), faults=len(outages), one_life=False)
+
+
+async def _up(yard: Yard) -> bool:
+    """Whether those that were ended have been started again."""
+    with contextlib.suppress(psycopg.OperationalError, RedisError, OSError):
+        async with Redis.from_url(yard.site.redis_url, protocol=2) as redis:
+            await redis.ping()
+        await yard.tables.rows("SELECT 1")
+        return True
+    return False
 
 
 async def _more(yard: Yard) -> None:
