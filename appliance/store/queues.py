@@ -51,10 +51,11 @@ class Queues:
     async def get_queue(self, workflow: str, *, cursor: str | None = None, limit: int = 50) -> Item:
         """What is held of one workflow: a page of its lanes, and its meters; raises NotFound and Malformed.
 
-        ``items`` are the lanes in which runs wait, each with how many are ``waiting``, the ``next`` of them, ``since``
-        when the first waits, and what it ``needs`` (``part``, ``key``, ``limit``, how many are ``at_work``, their
-        ``runs``). ``meters`` are of the keys that are counted: ``part``, ``key``, ``count``, ``since``, ``until``, for
-        a debounce or batch the ``run_id`` that waits, for a throttle how many are ``waiting`` for their turn.
+        ``items`` are the lanes in which runs wait, each with how many are ``waiting``, the ``next`` of them,
+        ``since`` when the first waits, and what it ``needs`` (``part``, ``key``, the ``limit`` in force, how many are
+        ``at_work``, their ``runs``). ``meters`` are of the keys that are counted: ``part``, ``key``, ``count``,
+        ``since``, ``until``, for a debounce or batch the ``run_id`` that waits, for a throttle how many are
+        ``waiting`` for their turn.
         """
         if cursor is not None and not is_uuid(cursor):
             raise Malformed("cursor: not one that a page gave", code="cursor")
@@ -68,13 +69,25 @@ class Queues:
             after = {"after": cursor or range_start(0), "limit": limit + 1}
             lanes = await rows(conn, query("lanes", file="queues"), values | after)
             meters = await rows(conn, query("meters", file="queues"), values | {"limit": _METERS})
-        throttle = found[0]["throttle"]
+        throttle, limits = found[0]["throttle"], _limits(found[0]["concurrency"])
         return {
             "workflow": found[0]["name"],
-            "items": [{name: value for name, value in lane.items() if name != "lane"} for lane in lanes[:limit]],
+            "items": [_lane(lane, limits) for lane in lanes[:limit]],
             "meters": [_meter(meter, throttle, self._clock()) for meter in meters],
             "next_cursor": lanes[limit - 1]["lane"] if len(lanes) > limit else None,
         }
+
+
+def _lane(row: Item, limits: Mapping[str, int]) -> Item:
+    needs = [{**need, "limit": limits.get(need["part"], need["limit"])} for need in row["needs"]]
+    return {**{name: value for name, value in row.items() if name != "lane"}, "needs": needs}
+
+
+def _limits(concurrency: Any) -> dict[str, int]:
+    """The limits in force by part, of what a definition says; runs may wait with those of an earlier revision."""
+    listed = concurrency if isinstance(concurrency, list) else [] if concurrency is None else [concurrency]
+    limits = (limit["limit"] if isinstance(limit, Mapping) else limit for limit in listed)
+    return {f"concurrency.{index}": limit for index, limit in enumerate(limits)}
 
 
 def _meter(row: Item, throttle: Mapping[str, Any] | None, now: float) -> Item:

@@ -197,6 +197,15 @@ async def test_a_queue_says_who_waits_in_each_lane_for_what_and_who_has_it(stand
     assert (await queues.get_queue("other"))["items"] == []
 
 
+@pytest.mark.parametrize(("concurrency", "limits"), [(7, [7, 5]), ([{"limit": 8, "key": "x"}, 9], [8, 9])])
+async def test_the_limits_in_force_are_shown_not_those_that_runs_came_with(
+    stand: Stand, queues: Queues, concurrency: Any, limits: list[int]
+) -> None:
+    await put_in_queue(stand, await stand.run({**PLAIN, "concurrency": concurrency}), digests=LANES)
+    (lane,) = (await queues.get_queue("plain"))["items"]
+    assert [need["limit"] for need in lane["needs"]] == limits
+
+
 async def test_counts_end_where_it_would_take_long(
     stand: Stand, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
 -- What flow control holds, for people (store/queues.py). Nothing here reads more rows than it is told to.
 
 -- name: workflow
-SELECT workflows.id, workflows.name, revisions.definition -> 'throttle' AS throttle
+SELECT workflows.id, workflows.name, revisions.definition -> 'throttle' AS throttle,
+       revisions.definition -> 'concurrency' AS concurrency
 FROM workflows LEFT JOIN revisions ON revisions.id = workflows.current_revision
 WHERE workflows.name = %(name)s
 
