@@ -277,24 +277,25 @@ class Consumer:
             if entry.lost:
                 self._leases.remove(entry)
             raise
-        except Exception:
-            verdict = await self._stumbled(entry)
+        except Exception as error:
+            verdict = await self._stumbled(entry, error)
         if isinstance(verdict, Later):
             self._hold(entry, verdict.delay_s)
         else:
             await self._settle(entry, verdict)
 
-    async def _stumbled(self, entry: Entry) -> Verdict:
-        """An error of our own: keep trying a while, then set the entry aside."""
+    async def _stumbled(self, entry: Entry, error: Exception) -> Verdict:
+        """An error of our own: keep trying a while, then set the entry aside. Its text may hold what only logs mask."""
         entry.failures += 1
         log.exception("%s: handling failed (%d)", entry.name, entry.failures)
         METRICS.handler_errors.inc()
         if entry.failures < self._settings.max_deliveries:
             return Later(min(30.0, 2.0**entry.failures))
         try:
-            return await self._handler.set_aside(entry, "the appliance failed to handle it; see the log")
-        except StoreUnavailable as error:
-            return self._store_is_away(error)
+            reason = f"the appliance failed to handle it ({type(error).__name__}): see the log"
+            return await self._handler.set_aside(entry, reason)
+        except StoreUnavailable as away:
+            return self._store_is_away(away)
 
     def _store_is_away(self, error: StoreUnavailable) -> Later:
         """No further reading until this entry has had another go: what is read now could only be held."""

@@ -479,6 +479,34 @@ async def test_who_has_older_workflows_does_not_end_an_event_that_has_a_run(worl
     assert await other.executor.handle(copy) == Settled("handled")
 
 
+# --- mistakes of our own ---------------------------------------------------------------------------------------------
+
+
+async def test_a_run_on_which_the_core_fails_becomes_a_dead_letter_and_can_be_redriven(
+    heart: Heart, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = await heart.replica(stream={"max_deliveries": 2})
+    world = World(heart, db)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the run stands nowhere")
+
+    await world.put({"name": "w", "steps": [{"id": "pause", "delay": "300ms"}, told("a")]})
+    await world.event("t")
+    await wait_until(lambda: rows(db, "SELECT 1 FROM timers"), "the run to be parked")
+    monkeypatch.setattr(drive, "advance", fail)
+    await wait_until(lambda: rows(db, "SELECT 1 FROM dead_letters"), "the dead letter", 20)
+    monkeypatch.undo()
+    await world.heart.at_rest()
+    ((letter, of_run, error),) = await rows(db, "SELECT id::text, run_id::text, error FROM dead_letters")
+    assert (of_run, "AssertionError" in error) == (await run_id(world), True)
+    assert await rows(db, "SELECT outcome::text FROM events") == [("dead",)]
+    await replica.control.redrive(letter, "me")
+    await world.until("succeeded")
+    await world.heart.at_rest()
+    assert await rows(db, "SELECT outcome::text FROM events") == [("handled",)]
+
+
 # --- secrets ---------------------------------------------------------------------------------------------------------
 
 
