@@ -5,11 +5,14 @@ Everything raises StoreUnavailable when PostgreSQL is away.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+
+import psycopg
 
 from appliance.events import FIELD_COUNTED, Event, format_time, loads
 from appliance.identifiers import milliseconds_of, range_start
@@ -92,15 +95,38 @@ class Settling(NamedTuple):
 class RecoveryStore:
     """Statements over the pool."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, hold_s: float = 60.0) -> None:
         self._pool = pool
+        self._hold_s = hold_s
 
     @contextlib.asynccontextmanager
     async def alone(self, *, wait: bool) -> AsyncIterator[bool]:
-        """Whether this is the only replica that sweeps, until the block ends."""
+        """Whether this is the only replica that sweeps, until the block ends.
+
+        A process that is frozen for ``hold_s`` seconds loses that: nobody else could sweep.
+        """
         async with checked_out(self._pool) as connection:
             row: Any = await (await connection.execute(SQL["wait_for_lock" if wait else "lock"])).fetchone()
-            yield wait or bool(row[0])
+            await connection.execute(SQL["hold"], [f"{self._hold_s * 1000:.0f}ms"])
+            over = asyncio.Event()
+            staying = asyncio.create_task(self._stay(connection, over), name="recovery's lock")
+            try:
+                yield wait or bool(row[0])
+            finally:
+                over.set()
+                await staying
+
+    async def _stay(self, connection: Connection, over: asyncio.Event) -> None:
+        """Show PostgreSQL that the holder of the lock is alive."""
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._hold_s / 6):
+                    await over.wait()
+                return
+            try:
+                await connection.execute(b"SELECT 1")
+            except psycopg.Error:  # the sweep goes on; at its end this connection says what is wrong
+                return
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

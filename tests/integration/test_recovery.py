@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 
 from appliance.engine.recovery import Report
+from appliance.errors import StoreUnavailable
 from appliance.events import event_key, new_event
 from appliance.plugin import Context
 from appliance.replica import Replica
-from appliance.store.pool import Connection
+from appliance.settings import StoreSettings
+from appliance.store.pool import Connection, open_pool
+from appliance.store.recovery import RecoveryStore
 from tests.integration.test_heart import Heart, db, failing, heart, instant, rows
 from tests.servers import start_valkey, wait_until
 
@@ -527,3 +530,35 @@ async def test_several_flushes_under_load_on_several_replicas_take_nothing(
         task.cancel()
     ledger = await heart.ledger()
     assert (ledger["handled"], ledger["difference"]) == (600, 0)
+
+
+async def test_a_replica_that_is_frozen_while_it_sweeps_lets_others_sweep(
+    database_url: str, db: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await open_pool(database_url, StoreSettings())
+    frozen, other = RecoveryStore(pool, hold_s=1.0), RecoveryStore(pool)
+
+    async def still(*_: Any) -> None:
+        """Frozen: nothing is sent."""
+
+    async def gets_it() -> bool:
+        async with other.alone(wait=False) as alone:
+            return alone
+
+    async def sweep_frozen() -> None:
+        async with frozen.alone(wait=False):
+            assert not await gets_it()
+            await wait_until(gets_it, "the other to get the lock")
+
+    async def held_for_long() -> bool:
+        found = "SELECT 1 FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
+        return bool(await rows(db, f"{found} AND now() - xact_start > interval '3 s'"))
+
+    with monkeypatch.context() as patch, contextlib.suppress(StoreUnavailable):  # its connection is gone
+        patch.setattr(frozen, "_stay", still)
+        await sweep_frozen()
+    async with frozen.alone(wait=True):
+        await wait_until(held_for_long, "it to sweep for longer than it may be silent")
+        assert not await gets_it()
+    assert await gets_it()
+    await pool.close()

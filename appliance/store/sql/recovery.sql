@@ -4,6 +4,9 @@
 -- One replica sweeps at a time; the lock goes with the transaction.
 SELECT pg_try_advisory_xact_lock(7017289205043782009)
 
+-- name: hold
+SELECT set_config('idle_in_transaction_session_timeout', %s, true)
+
 -- name: wait_for_lock
 SELECT pg_advisory_xact_lock(7017289205043782009)
 
