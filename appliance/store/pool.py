@@ -37,7 +37,8 @@ _RETRYABLE = (
 def unavailable(error: BaseException) -> StoreUnavailable | None:
     """The StoreUnavailable that ``error`` stands for, or None: then the statement itself is at fault.
 
-    Only classified SQLSTATEs count (classes 08, 40, 53, 57, read-only, and time limits): a constraint violation is never retried.
+    Only classified SQLSTATEs count (classes 08, 40, 53, 57, read-only, time limits): a constraint violation is never
+    retried.
     """
     if isinstance(error, StoreUnavailable):
         return error
