@@ -81,7 +81,9 @@ class Entrance:
         """
         if _was_let_in(drive, places):
             return True
-        arrival = self._arrival(drive, _came_at(drive), woken=True)._replace(returns=returns)
+        arrival = self._arrival(drive, _came_at(drive), woken=True)
+        begun = bool(drive.state.steps) and drive.origin != "rerun"  # which has the steps of the run that it repeats
+        arrival = arrival._replace(returns=returns, begun=begun)
         return isinstance(await self._gatekeeper.arrive(Request(arrival, None, None, False, valid)), Go)
 
     async def events(self, drive: Drive) -> None:

@@ -43,6 +43,8 @@ class Arrival(NamedTuple):
     """It was parked. Otherwise its event's entry brings it."""
     returns: bool = False
     """The entry that had it in hand was set aside, which gave its places back, and is handled again."""
+    begun: bool = False
+    """It has been at work before, maybe in a revision without flow control: it needs no turn."""
 
 
 class Standing(NamedTuple):
@@ -209,7 +211,7 @@ class _Gate:
             return self._wait_on(self._collecting()) or self._begin()
         if standing.stage == TURN and standing.until is not None and standing.until > self._now + _EARLY_S:
             return Wait(TURN, standing.until, "throttle", self._key("throttle").text)
-        if standing.stage in (TURN, PLACES):
+        if standing.stage in (TURN, PLACES) or (standing.stage is None and self._arrival.begun):
             return self._places()
         return self._turn()
 

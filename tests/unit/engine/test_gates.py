@@ -29,7 +29,7 @@ from appliance.engine.gates import (
 )
 from appliance.engine.state import CANCELLED, FAILED, SUCCEEDED, WAITING
 from appliance.workflows.flow_control import LANE
-from tests.unit.engine.lobby import GO, GONE, Lobby
+from tests.unit.engine.lobby import GO, GONE, Lobby, Run
 
 # --- positions -------------------------------------------------------------------------------------------------------
 
@@ -629,6 +629,15 @@ def test_a_run_that_has_begun_needs_no_turn_when_it_goes_on() -> None:
     lobby.arrive(lobby.event("a", 1), lobby.event("b", 2))
     lobby.park("a")
     assert lobby.wake("a") == GO
+
+
+def test_a_run_that_began_without_flow_control_needs_no_turn_but_a_place() -> None:
+    lobby = Lobby.of(throttle={"limit": 1, "period": "10s"}, concurrency=1)
+    for name in ("a", "b"):
+        lobby.runs[name] = Run(lobby.event(name, 1)._replace(begun=True), Standing(WAITING))
+    assert lobby.wake("a") == GO
+    assert lobby.wake("b") == Wait(PLACES, None, "concurrency.0", "")
+    assert lobby.meters == {}
 
 
 def test_a_run_that_is_tried_again_waits_for_its_key_like_the_others() -> None:
