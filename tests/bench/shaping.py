@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import psycopg
 
+from appliance.replica import Replica
 from appliance.supervisor import tune_collector
 from tests.bench.stand import Servers, entries, fill, replica, until
 from tests.bench.throughput import workflow
@@ -56,11 +59,7 @@ async def served(stand: Servers, flood: int) -> float:
         rows = [*entries(flood), *entries(10, email="other@example.org")]
         await fill(stand.redis_url, made.keys.stream("normal"), rows)
         tune_collector()
-        loops = [
-            asyncio.create_task(loop())
-            for loop in (made.timers.run_forever, made.gatekeeper.run_forever, made.consumer.read_forever)
-        ]
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        async with _at_work(made), await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             began = time.perf_counter()
 
             async def over() -> bool:
@@ -73,22 +72,26 @@ async def served(stand: Servers, flood: int) -> float:
 
             await until(over)
             seconds = time.perf_counter() - began
-        made.timers.stop()
-        made.gatekeeper.stop()
-        await made.consumer.stop(5)
-        await asyncio.gather(*loops)
     return seconds
+
+
+@contextlib.asynccontextmanager
+async def _at_work(made: Replica) -> AsyncIterator[None]:
+    """A replica that reads, fires timers and sweeps."""
+    loops = (made.timers.run_forever, made.gatekeeper.run_forever, made.consumer.read_forever)
+    tasks = [asyncio.create_task(loop()) for loop in loops]
+    yield
+    made.timers.stop()
+    made.gatekeeper.stop()
+    await made.consumer.stop(5)
+    await asyncio.gather(*tasks)
 
 
 async def _measured(stand: Servers, number: int, definitions: list[dict[str, Any]]) -> Shaped:
     async with replica(stand, definitions) as (made, url):
         await fill(stand.redis_url, made.keys.stream("normal"), entries(number))
         tune_collector()
-        loops = [
-            asyncio.create_task(loop())
-            for loop in (made.timers.run_forever, made.gatekeeper.run_forever, made.consumer.read_forever)
-        ]
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        async with _at_work(made), await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             began = time.perf_counter()
 
             async def settled() -> bool:
@@ -106,10 +109,6 @@ async def _measured(stand: Servers, number: int, definitions: list[dict[str, Any
             seconds = time.perf_counter() - began
             cursor = await connection.execute("SELECT count(*) FROM runs WHERE status = 'succeeded'")
             row = await cursor.fetchone()
-        made.timers.stop()
-        made.gatekeeper.stop()
-        await made.consumer.stop(5)
-        await asyncio.gather(*loops)
     if row is None or not row[0]:
         raise AssertionError("no run went through")
     return Shaped(number / seconds, int(row[0]))
