@@ -32,11 +32,11 @@ from appliance.engine.order import Order
 from appliance.engine.state import PAUSED, TERMINAL, TIMER, WAITING, Cancelled, Facts, Input, Resumed, Signal, Started
 from appliance.errors import Fenced, Malformed, NotFound
 from appliance.events import FIELD_WORK, Event, decode_entry, dumps, entry_ms, loads
-from appliance.identifiers import derived_uuid7, milliseconds_of, run_id_for
+from appliance.identifiers import derived_uuid7, milliseconds_of, range_start, run_id_for
 from appliance.observe.metrics import METRICS
 from appliance.rules.matcher import Matcher
 from appliance.store.recorder import Recorder, Refused
-from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, Mark, OutcomeRow
+from appliance.store.rows import Change, DeathRow, DuplicateRow, EventRow, LetterRow, OutcomeRow
 from appliance.store.runs import MOST_SIGNALS, Prior, Runs, StoredRun, Waking
 from appliance.stream.entry import DEAD, DUPLICATE, HANDLED, INTERNAL, UNMATCHED, Entry, Later, Settled, Verdict
 from appliance.stream.keys import Keys
@@ -167,9 +167,8 @@ class Executor:
             letter = letter._replace(event_uid=event.uid)
             change.events = [_event_row(entry, event, DEAD)]
             change.outcomes = [OutcomeRow(event.uid, DEAD)]  # it may stand there from an earlier delivery
-            for rule in self._definitions.matcher.match(event.view()):
-                if rule.payload.workflow.control is not None:
-                    change.add("aside_places", Mark(run_id_for(event.uid, rule.workflow), ""))
+            at_ms = milliseconds_of(event.uid)
+            change.add("aside_places", (event.uid, range_start(at_ms), range_start(at_ms + 1)))
         change.letters = [letter]
         await self._recorder.record(change)
         METRICS.dead_letters.labels("entry").inc()

@@ -309,7 +309,8 @@ async def test_an_entry_that_is_set_aside_gives_back_what_it_had_in_hand_and_ask
     world: World, crew: Crew
 ) -> None:
     """It is that of two runs: one is at work, the other is parked, and goes on without it."""
-    await world.put({"name": "w", "concurrency": 1, "steps": [told("a")]})
+    kills = {"name": "w", "concurrency": 1, "steps": [told("a")]}
+    await world.put(kills)
     await world.put({"name": "parked", "ordering_key": "all", "steps": [{"id": "d", "delay": "1h"}]})
     crew.gate.clear()
     replica = world.heart.replicas[0]
@@ -319,7 +320,9 @@ async def test_an_entry_that_is_set_aside_gives_back_what_it_had_in_hand_and_ask
     ((task, entry),) = replica.consumer._active.items()
     task.cancel()
     await asyncio.wait({task})
+    await world.put({**kills, "enabled": False})
     await replica.consumer.set_aside(entry, "it kills the process")
+    await world.put(kills)
     held = "SELECT w.name FROM places JOIN runs ON runs.id = run_id JOIN workflows w ON w.id = workflow_id ORDER BY 1"
     assert await rows(world.db, held) == [("parked",)]
     await flood(world, "a", 1, first=1)

@@ -121,10 +121,16 @@ DELETE FROM places USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
 WHERE places.run_id = u.run_id::uuid AND NOT places.keeps
 
 -- name: aside_places
--- Of runs that entries had in hand that are set aside. One that is parked goes on without that entry.
-DELETE FROM places USING unnest(%b::text[], %b::text[]) AS u (run_id, key)
-CROSS JOIN LATERAL (SELECT id FROM runs WHERE runs.id = u.run_id::uuid AND state ->> 'by' IS NULL OFFSET 0) AS r
-WHERE places.run_id = r.id
+-- Of the runs of events whose entries are set aside, found by their ids (see prior_runs): of those that the entry had in
+-- hand. One that is parked goes on without that entry.
+DELETE FROM places WHERE run_id = ANY(ARRAY(
+    SELECT r.id FROM unnest(%b::text[], %b::text[], %b::text[]) AS u (uid, low, high)
+    CROSS JOIN LATERAL (
+        SELECT id FROM runs
+        WHERE runs.id >= u.low::uuid AND runs.id < u.high::uuid AND event_uid = u.uid::uuid AND state ->> 'by' IS NULL
+        OFFSET 0
+    ) AS r
+))
 
 -- name: ended_places
 WITH ended AS MATERIALIZED (
