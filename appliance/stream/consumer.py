@@ -310,7 +310,7 @@ class Consumer:
                 METRICS.leases_lost.inc()
                 return
             await self._settlers[entry.priority].submit((entry.id, verdict.outcome))
-        except (rx.RedisError, OSError) as error:
+        except (rx.RedisError, OSError, StreamUnavailable) as error:
             self.complain("acknowledging", error)
         finally:
             self._leases.remove(entry)
@@ -318,7 +318,7 @@ class Consumer:
     def _settler(self, priority: str) -> Callable[[list[tuple[bytes, str]]], Awaitable[list[bool | BaseException]]]:
         async def flush(batch: list[tuple[bytes, str]]) -> list[bool | BaseException]:
             faultpoints.hit("before_ack")
-            lost = await self._group.settle(priority, batch, held=True)
+            lost = await self._acknowledge(priority, batch)
             faultpoints.hit("after_ack")
             settled = Counter(outcome.rpartition(">")[2] for entry_id, outcome in batch if entry_id not in lost)
             for outcome, number in settled.items():
@@ -330,6 +330,16 @@ class Consumer:
             return [entry_id not in lost for entry_id, _ in batch]
 
         return flush
+
+    async def _acknowledge(self, priority: str, batch: list[tuple[bytes, str]]) -> set[bytes]:
+        """The ids that are not ours any more. What was deleted is delivered to nobody again: count it now or never."""
+        try:
+            return await self._group.settle(priority, batch, held=True)
+        except rx.ResponseError as error:
+            if not is_no_group(error):
+                raise
+        await self.found()
+        return await self._group.settle(priority, batch, held=True)
 
     def _hold(self, entry: Entry, delay_s: float) -> None:
         self._held += 1

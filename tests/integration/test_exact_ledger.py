@@ -242,6 +242,33 @@ async def test_an_entry_that_was_deleted_while_it_was_worked_on(heart: Heart, db
     assert heart.calls == {"first": [1], "second": [1]}
 
 
+async def test_a_deleted_entry_is_settled_when_the_group_is_gone(heart: Heart, db: Connection) -> None:
+    """Nobody has it delivered again: who holds it is the only one who can count it."""
+    made = await heart.replica()
+    gate = await started(heart, db, made)
+    await lose_entry(made)
+    group: Any = made.group
+    settle, found, tried = group.settle, group.found, asyncio.Event()
+
+    async def without_group(*args: Any, **named: Any) -> set[bytes]:
+        group.settle = settle
+        await made.commander.xgroup_destroy(made.keys.stream("normal"), "appliance")
+        try:
+            lost: set[bytes] = await settle(*args, **named)
+            return lost
+        finally:
+            tried.set()
+
+    async def afterwards() -> Any:
+        await tried.wait()
+        return await found()
+
+    group.settle, group.found = without_group, afterwards
+    gate.open.set()
+    await ended(db)
+    await handled(heart)
+
+
 @pytest.mark.parametrize("lose", [lose_entry, dropped, fired, disbanded])
 async def test_a_deleted_entry_that_another_replica_puts_back(heart: Heart, db: Connection, lose: Deletion) -> None:
     """Of two who are at work on one event one counts it."""
