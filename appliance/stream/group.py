@@ -182,7 +182,8 @@ class Group:
     async def renew(self, priority: str, entry_id: bytes) -> bool:
         """Renew the lease of one entry; False if it is not ours any more."""
         args = [self.group, self.consumer, 0, entry_id]
-        return not await self._renew.call(self._commander, [self.keys.stream(priority)], args)
+        keys = [self.keys.stream(priority), self.keys.ledger(priority), self.keys.settled(priority)]
+        return not any(await self._renew.call(self._commander, keys, args))
 
     async def tidy(self, idle_consumer_ms: int) -> tuple[int, int]:
         """Trim what no group needs, drop consumers that are gone; returns how many (entries, consumers)."""

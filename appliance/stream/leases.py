@@ -95,7 +95,7 @@ class Leases:
         for priority, ids in _by_stream(entries).items():
             for chunk in _chunks(ids):
                 args = [self._group, self._consumer, _RELEASED_MS, *chunk]
-                await self._script.call(client, [self._keys.stream(priority)], args)
+                await self._script.call(client, self._keys_of(priority), args)
 
     def _renew_forever(self, loop: asyncio.AbstractEventLoop) -> None:
         client = self._connect()
@@ -118,16 +118,19 @@ class Leases:
             for chunk in _chunks(ids):
                 began = time.monotonic()
                 args = [self._group, self._consumer, 0, *chunk]
-                gone = set(self._script.call_sync(client, [self._keys.stream(priority)], args))
+                gone, nobodys = map(set, self._script.call_sync(client, self._keys_of(priority), args))
                 for entry_id in chunk:
                     entry = self._held.get((priority, entry_id))
                     if entry is None:
                         continue
-                    if entry_id in gone:
+                    if entry_id in gone or (entry_id in nobodys and not self.holds(entry)):
                         lost.append(entry)
                     else:
                         entry.renewed_at = began
         return lost
+
+    def _keys_of(self, priority: str) -> list[str]:
+        return [self._keys.stream(priority), self._keys.ledger(priority), self._keys.settled(priority)]
 
     def _report(self, lost: list[Entry]) -> None:
         for entry in lost:

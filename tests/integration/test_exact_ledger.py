@@ -16,6 +16,7 @@ from appliance.errors import StreamUnavailable
 from appliance.events import new_event
 from appliance.replica import Replica
 from appliance.store.pool import Connection
+from appliance.stream.entry import Entry, Verdict
 from appliance.stream.ledger import Account
 from appliance.stream.producer import Send
 from tests.integration.test_heart import Heart, db, failing, heart, instant, rows
@@ -266,6 +267,27 @@ async def test_a_deleted_entry_is_settled_when_the_group_is_gone(heart: Heart, d
     group.settle, group.found = without_group, afterwards
     gate.open.set()
     await ended(db)
+    await handled(heart)
+
+
+async def test_an_entry_that_is_lost_between_its_commit_and_its_acknowledgement(heart: Heart, db: Connection) -> None:
+    """Who holds it goes on, although it is pending with nobody: an outcome that stands recorded is not added again."""
+    made = await heart.replica(stream={"lease": "2s"})
+    handler: Any = made.consumer._handler
+    handle = handler.handle
+
+    async def slowly(entry: Entry) -> Verdict:
+        verdict: Verdict = await handle(entry)
+        await fired(made)
+        then = time.monotonic()
+        await wait_until(lambda: entry.renewed_at > then, "the next renewal")
+        return verdict
+
+    handler.handle = slowly
+    gate = await started(heart, db, made)
+    gate.open.set()
+    await ended(db)
+    await wait_until(lambda: not made.consumer._active, "the end of the work")
     await handled(heart)
 
 
