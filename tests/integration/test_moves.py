@@ -326,5 +326,6 @@ async def test_runs_that_are_over_cost_nothing(stand: Stand) -> None:
     for node in nodes:
         nodes += node.get("Plans", ())
     assert [node["Index Name"] for node in nodes if "Index Name" in node]
-    assert sum(node.get("Rows Removed by Filter", 0) for node in nodes) == 0
+    read_whole = sum(node.get("Rows Removed by Filter", 0) for node in nodes)
+    assert read_whole < 10, "at most a partition with next to nothing in it"
     assert [group.example for group in await touched(stand)] == [run]
