@@ -97,6 +97,7 @@ async def test_a_plugin_that_vanished_is_a_clear_failure(scene: Scene) -> None:
             run_id = await _failed(api)
             await api.post(f"runs/{run_id}/retry", status=202)
             await scene.site.at_rest()
+            await _until(scene, failed=1, waiting=1)
             assert await _failed(api) == run_id, "as long as it is away"
         assert await replica.stop() == 0
         replica = await fleet.start(settings=_HAUNTED)

@@ -56,7 +56,10 @@ async def test_parked_and_paused_runs_move_and_others_say_why_not(stand: Stand) 
     await stand.workflow(WITHOUT_B)
     answer = await migrate(stand)
     stayed = [{"id": stays, "revision": 1, "reasons": [GONE]}]
-    assert answer == {"to": 2, "moved": [waits, paused], "stayed": stayed, "busy": [held, begun], "next_cursor": None}
+    for name in ("moved", "busy"):  # two runs of one millisecond have no order
+        answer[name] = sorted(answer[name])
+    moved, busy = sorted([waits, paused]), sorted([held, begun])
+    assert answer == {"to": 2, "moved": moved, "stayed": stayed, "busy": busy, "next_cursor": None}
     assert await on(stand, waits, paused, stays, held, begun, over) == [(2, 2), (2, 2), (1, 1), (1, 1), (1, 1), (1, 1)]
     assert [await stand.status(run) for run in (waits, paused)] == ["waiting", "paused"]
     assert await stand.rows("SELECT actor, action, subject, detail FROM audit_log ORDER BY subject") == [
